@@ -1,0 +1,1 @@
+"""What makes the book and is not read by its readers: execution, batch runs, the ledger."""
