@@ -2,6 +2,6 @@
 
 import os
 
-# Before torch is imported anywhere: small operations on many threads are slower, and two workers share two cores.
+# Set before torch is imported: small operations are slower on many threads, and workers share cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
