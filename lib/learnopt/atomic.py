@@ -1,32 +1,35 @@
 """Files that other readers see whole or not at all.
 
-A file is staged under a hidden temporary name beside its target, flushed to disk, and moved
-over the target in one step of the file system. A run that is killed, or a disk that fills up,
-leaves the old file as it was and at worst one `.*.tmp` beside it, which nothing reads.
+Content goes to a hidden temporary file beside its target, is flushed to disk, and is moved over the
+target in one step of the file system. A run that is killed, or a disk that fills up, leaves the old
+file as it was and at worst some `.*.tmp` beside it, which nothing reads.
 """
 
 import os
 import secrets
-from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def staged(path):
-    """Yield a temporary path; what is written there replaces `path` when the block ends well.
+def write(files):
+    """Write files, `path -> bytes`; missing folders are made. Raises OSError, with nothing changed.
 
-    If the block raises, the temporary file is removed and `path` is left as it was. Staging two
-    files in one `with` statement writes both before either is moved; they are moved in reverse
-    order. Missing folders are made. Raises OSError (disk full, read-only folder).
+    All are on disk before the first is moved. Where there are several, the last one is the one
+    that readers look for: it is absent while the others change, so no reader sees old beside new.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Random, so that two processes never share it; plain open, so that the umask decides who reads.
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    paths = [Path(path) for path in files]
+    # Random names, so that two writers never share one; plain open, so that the umask applies.
+    staged = [path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp" for path in paths]
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for temporary, content in zip(staged, files.values(), strict=True):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if len(paths) > 1:
+            paths[-1].unlink(missing_ok=True)
+        for temporary, path in zip(staged, paths, strict=True):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in staged:
+            temporary.unlink(missing_ok=True)

@@ -170,11 +170,7 @@ def _write(path, text, packed):
                 f"{MAX_FILE_BYTES}; store fewer points or fewer curves"
             )
     try:
-        with atomic.staged(path) as json_file, atomic.staged(path.with_suffix(".npz")) as npz_file:
-            npz_file.write_bytes(packed)
-            json_file.write_bytes(text)
-            # From here on two moves: curves, JSON. In between there is no record, not a mixed one.
-            path.unlink(missing_ok=True)
+        atomic.write({path.with_suffix(".npz"): packed, path: text})
     except OSError as error:
         raise RecordError(
             f"{path}: cannot be written ({error.strerror or error}); free disk space or set "
