@@ -48,7 +48,7 @@ class Layout:
             raise ValueError(f"expected a last axis of {self.size}, got shape {tuple(flat.shape)}")
         parts = flat.split(self._counts, dim=-1)
         return {
-            name: part.reshape(*flat.shape[:-1], *shape)
+            name: part.reshape((*flat.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
