@@ -1,0 +1,166 @@
+"""The book's figures: arrays in, Axes out. Nothing here trains or reads files.
+
+    fig, ax = figures.new()
+    figures.curves(ax, {"Adam": losses_adam, "SGD": losses_sgd})   # losses (n_runs, n_steps)
+    figures.show(fig, alt="Adam's loss falls below that of SGD from step 20 on.")
+
+Colours are those of Okabe & Ito (2008), which readers with any form of colour blindness can tell
+apart; each colour has its own dash pattern and marker, so that a grey print reads as well. A
+method keeps its look in every chapter. No global setting of matplotlib is changed.
+"""
+
+import io
+
+import matplotlib
+import numpy as np
+from IPython.display import display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+PIXELS_PER_INCH = 100  # as shown on the page
+SHARPNESS = 1.6  # drawn so many times finer, for phones and large screens
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "figure.facecolor": "white",  # a white card, also on a dark page
+}
+LOOKS = (  # colour, dash pattern, marker
+    ("#0072B2", "-", "o"),
+    ("#D55E00", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", (0, (1, 1)), "D"),
+    ("#000000", "-", "x"),
+    ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
+    ("#56B4E9", (0, (7, 2)), "P"),
+)
+HUGE = 1e300
+METHODS = ("LSTM", "Adam", "Nesterov", "RMSprop", "SGD", "momentum")  # the look that each keeps
+
+
+def looks(labels) -> dict[str, dict]:
+    """label -> the keywords of ``Axes.plot`` that set it apart from the others.
+
+    A label that starts with a method's name gets that method's look, the first time; the others
+    take what is left, in order. From the eighth label on the looks repeat.
+    """
+    free, chosen = list(range(len(LOOKS))), {}
+    for label in labels:
+        first = label.replace(",", " ").split(" ")[0]
+        if first in METHODS and METHODS.index(first) in free:
+            chosen[label] = METHODS.index(first)
+            free.remove(chosen[label])
+    for k, label in enumerate(label for label in labels if label not in chosen):
+        chosen[label] = free[k] if k < len(free) else k % len(LOOKS)
+    keys = ("color", "linestyle", "marker")
+    return {label: dict(zip(keys, LOOKS[chosen[label]], strict=True)) for label in labels}
+
+
+def new(n_columns: int = 1, n_rows: int = 1, width: float = 6.4, height: float = 3.6, **kwargs):
+    """A figure and its Axes (one, or an array of them), as ``plt.subplots``; inches."""
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig, fig.subplots(n_rows, n_columns, **kwargs)
+
+
+def lines(ax, x, ys, *, x_label, y_label, title="", log_x=False, log_y=False, legend_title=None):
+    """One line per label. x ``(n,)``; ys: label -> ``(n,)``, or a pair (x, y) of its own."""
+    with matplotlib.rc_context(STYLE):
+        for label, look in looks(ys).items():
+            own_x, y = ys[label] if isinstance(ys[label], tuple) else (x, ys[label])
+            _line(ax, _array(own_x), _array(y), label, look)
+        return _finish(ax, x_label, y_label, title, log_x, log_y, len(ys), legend_title)
+
+
+def curves(
+    ax, runs, *, band="se", x=None, x_label="step", y_label="loss",
+    title="", log_x=False, log_y=True,
+):  # fmt: skip
+    """The middle of many runs and their spread. runs: label -> ``(n_runs, n_steps)``.
+
+    band "se": mean and one standard error of it to each side. band "quartiles": median and the
+    middle half of the runs. The legend says which, and of how many runs.
+    """
+    if band not in BANDS:
+        raise ValueError(f"band {band!r} is not one of {sorted(BANDS)}")
+    middle_of, words = BANDS[band]
+    counts = set()
+    with matplotlib.rc_context(STYLE):
+        for label, look in looks(runs).items():
+            values = _array(runs[label])
+            counts.add(values.shape[0])
+            steps = np.arange(values.shape[1]) if x is None else _array(x)
+            low, middle, high = middle_of(values)
+            _line(ax, steps, middle, label, look)
+            ax.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        legend = words.format(n=" or ".join(f"{n:,}" for n in sorted(counts)))
+        return _finish(ax, x_label, y_label, title, log_x, log_y, 2, legend)
+
+
+def show(fig, alt: str) -> None:
+    """Put the figure into the cell's output, with a text for those who cannot see it.
+
+    The PNG holds no date and no random id: the same arrays give the same bytes.
+    """
+    drawn, png = io.BytesIO(), io.BytesIO()
+    with matplotlib.rc_context(STYLE):  # ticks are made when the figure is drawn
+        fig.savefig(drawn, dpi=SHARPNESS * PIXELS_PER_INCH)
+    # 64 colours are enough for a line plot and make the file three times smaller
+    Image.open(drawn).convert("RGB").quantize(64).save(png, "PNG", optimize=True)
+    details = {"alt": alt, "width": round(fig.get_figwidth() * PIXELS_PER_INCH)}
+    data = {"image/png": png.getvalue(), "text/plain": f"Figure: {alt}"}
+    display(data, metadata={"image/png": details}, raw=True)
+
+
+def _mean_and_error(values):
+    with np.errstate(invalid="ignore", over="ignore"):  # a diverged run makes a gap, no warning
+        mean = values.mean(0)
+        error = values.std(0, ddof=1 if len(values) > 1 else 0) / np.sqrt(len(values))
+        return mean - error, mean, mean + error
+
+
+def _quartiles(values):
+    # a run that diverged, to inf or to NaN, counts as the worst; inf itself breaks interpolation
+    finite = np.where(np.isfinite(values), values, HUGE)
+    quartiles = np.quantile(finite, (0.25, 0.5, 0.75), axis=0)
+    return np.where(quartiles < HUGE / 1e9, quartiles, np.nan)
+
+
+BANDS = {
+    "se": (_mean_and_error, "mean of {n} runs\nband: 1 standard error"),
+    "quartiles": (_quartiles, "median of {n} runs\nband: middle half"),
+}
+
+
+def _array(values) -> np.ndarray:
+    values = values.detach().cpu() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float64)
+
+
+def _line(ax, x, y, label, look):
+    # few points: mark each; many: a few marks at equal distances along the line, to tell them apart
+    every = 1 if len(x) <= 25 else 0.12
+    ax.plot(x, y, label=label, markevery=every, **look)
+
+
+def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
+    ax.set(xlabel=x_label, ylabel=y_label, title=title)
+    if log_x:
+        ax.set_xscale("log")
+    if log_y:
+        ax.set_yscale("log", nonpositive="clip")
+    if n_lines > 1 or legend_title:
+        ax.legend(title=legend_title, alignment="left")
+    return ax
