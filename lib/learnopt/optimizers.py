@@ -6,7 +6,7 @@
 
 ``phi`` holds the hyperparameters as unconstrained tensors, so that they can be differentiated and
 moved freely: ``log_lr`` is log(learning rate), ``logit_momentum`` is log(mu / (1 - mu)). Each is a
-scalar, or ``(n,)`` for a rate per coordinate (``phi["log_lr"][layout.segment]`` for one per tensor).
+scalar, or ``(n,)`` for a rate per coordinate (``log_lr[layout.segment]`` for one per tensor).
 A learned optimizer has the same two functions; its phi is the weights of a network.
 
 The updates follow torch.optim to the last operation, and the tests hold them to it step by step.
@@ -21,14 +21,19 @@ from torch import Tensor
 
 
 class Optimizer(NamedTuple):
-    """An update rule. ``init(theta) -> state``; ``update(phi, grad, state, theta) -> (delta, state)``."""
+    """An update rule: two pure functions. The state is a dict of floating tensors."""
 
-    init: Callable
-    update: Callable
+    init: Callable  # (theta) -> state
+    update: Callable  # (phi, grad, state, theta) -> (delta, state)
 
 
 def hyperparameters(lr: float, momentum: float | None = None, dtype=None) -> dict[str, Tensor]:
-    """The phi of a constant learning rate (and momentum mu), e.g. ``hyperparameters(0.1, 0.9)``."""
+    """The phi of a constant learning rate (and momentum mu), e.g. ``hyperparameters(0.1, 0.9)``.
+
+    Raises ValueError outside lr > 0 and 0 < mu < 1, where log and logit are not finite.
+    """
+    if not lr > 0 or (momentum is not None and not 0 < momentum < 1):
+        raise ValueError(f"need lr > 0 and 0 < momentum < 1, got {lr} and {momentum}")
     phi = {"log_lr": torch.tensor(math.log(lr), dtype=dtype)}
     if momentum is not None:
         phi["logit_momentum"] = torch.tensor(math.log(momentum / (1 - momentum)), dtype=dtype)
@@ -76,7 +81,10 @@ def nesterov() -> Optimizer:
 
 
 def rmsprop(decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
-    """RMSprop (Tieleman & Hinton 2012): s <- decay s + (1 - decay) grad^2; delta = -lr grad / (sqrt(s) + eps)."""
+    """RMSprop (Tieleman & Hinton 2012), not centred.
+
+    s <- decay s + (1 - decay) grad^2; delta = -lr grad / (sqrt(s) + eps).
+    """
 
     def init(theta):
         return {"square": torch.zeros_like(theta)}
@@ -108,8 +116,8 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimiz
         correction2 = 1 - beta2 + beta2 * state["one_minus_b2"]
         root = _safe_sqrt(square) / correction2.sqrt() + eps
         delta = -phi["log_lr"].exp() / correction1 * mean / root
-        new = (mean, square, correction1, correction2)
-        return delta, dict(zip(state, new, strict=True))
+        moments = {"mean": mean, "square": square}
+        return delta, moments | {"one_minus_b1": correction1, "one_minus_b2": correction2}
 
     return Optimizer(init, update)
 

@@ -31,7 +31,7 @@ class Carry(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """One step's data: the batch to descend on, and the batch (if any) that judges the new point."""
+    """One step's data: a batch to descend on, and a batch, if any, that judges the new point."""
 
     train: Any
     score: Any = None
@@ -55,9 +55,9 @@ def make_step(task: Task, opt: Optimizer, second_order: bool = True) -> Callable
     """
 
     def step(phi, carry, feed):
-        gradient = grad(task.loss)(carry.theta, feed.train)
-        if not second_order:
-            gradient = gradient.detach()
+        # the gradient taken at a constant is a constant; forward mode then does not push through it
+        at = carry.theta if second_order else carry.theta.detach()
+        gradient = grad(task.loss)(at, feed.train)
         delta, state = opt.update(phi, gradient, carry.state, carry.theta)
         theta = carry.theta + delta
         meta_loss = carry.meta_loss
@@ -105,7 +105,12 @@ class Runs(NamedTuple):
 
 
 def draw_runs(task: Task, n_runs: int, n_steps: int, seed: int, stream: str = "test") -> Runs:
-    """Runs whose k-th depends on (seed, stream, k) alone: 100 runs are the first of 1,000."""
+    """Runs whose k-th depends on (seed, stream, k) alone: 100 runs are the first of 1,000.
+
+    Raises ValueError for a classifier that was built without data.
+    """
+    if task.batches is None:
+        raise ValueError(f"{task.name} has no data: pass batches=... where the task is made")
     thetas, batches = [], []
     for k in range(n_runs):
         thetas.append(task.init(generator(seed, stream, "init", k)))
@@ -126,7 +131,7 @@ def losses(task: Task, opt: Optimizer, phi, runs: Runs) -> Tensor:
 
 
 def grid_losses(task: Task, opt: Optimizer, phis, runs: Runs) -> Tensor:
-    """``losses`` for a stack of phis at once: ``(n_phis, n_runs, n_steps)``, in one batched pass."""
+    """``losses`` for a stack of phis: ``(n_phis, n_runs, n_steps)``, in one batched pass."""
     (n_phis,) = {leaf.shape[0] for leaf in phis.values()}
     step = vmap(make_step(task, opt), in_dims=(None, 0, PER_RUN))
     step = vmap(step, in_dims=(0, 0, None))

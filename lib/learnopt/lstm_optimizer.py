@@ -1,0 +1,214 @@
+"""The LSTM optimizer: an update rule whose phi is the weights of a small recurrent network.
+
+Andrychowicz et al. 2016 (arXiv 1606.04474); settings of Kostagiolas 2019. Every coordinate of theta
+runs the same two-layer LSTM on its own gradient, with its own hidden state:
+
+    x_t         = g_t, or (log|g_t| / p, sign g_t)      ``inputs="raw"`` or ``"log"``
+    h1, c1      = LSTMCell(x_t; h1, c1)                 1 or 2 -> 20
+    h2, c2      = LSTMCell(h1; h2, c2)                  20 -> 20
+    theta_{t+1} = theta_t + out_scale * (w . h2 + b)
+
+``lstm(...)`` is the reference, an ``Optimizer`` like any other. ``Window`` is the fast path: the
+same network over a window of steps, with a hand-written first-order backward pass.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnopt.optimizers import Optimizer
+
+N_HIDDEN = 20
+N_INPUTS = {"raw": 1, "log": 2}
+
+
+def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> dict[str, Tensor]:
+    """Draw the weights from U(-1/sqrt(20), 1/sqrt(20)): 5,221 numbers (raw) or 5,301 (log).
+
+    Names and shapes are those of two torch.nn.LSTMCell and one Linear; the four gate blocks of a
+    ``(80, ...)`` tensor are i, f, g, o.
+    """
+    bound = 1 / math.sqrt(N_HIDDEN)
+    shapes = {}
+    for cell, n_in in (("cell1", N_INPUTS[inputs]), ("cell2", N_HIDDEN)):
+        shapes |= {
+            f"{cell}.weight_ih": (4 * N_HIDDEN, n_in),
+            f"{cell}.weight_hh": (4 * N_HIDDEN, N_HIDDEN),
+            f"{cell}.bias_ih": (4 * N_HIDDEN,),
+            f"{cell}.bias_hh": (4 * N_HIDDEN,),
+        }
+    shapes |= {"out.weight": (1, N_HIDDEN), "out.bias": (1,)}
+    return {
+        name: bound * (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1)
+        for name, shape in shapes.items()
+    }
+
+
+def features(grad: Tensor, inputs: str, p: float = 10.0) -> Tensor:
+    """What the network sees of a gradient ``(n,)``: ``(n, 1)`` raw or ``(n, 2)`` log.
+
+    Log inputs, section 1.2 of the thesis and appendix A of the paper: (log|g| / p, sign g) where
+    |g| >= e^-p, else (-1, e^p g). Written with clamps, the two cases need no branch.
+    """
+    if inputs == "raw":
+        return grad.unsqueeze(-1)
+    tiny = torch.finfo(grad.dtype).tiny  # only so that log(0) is finite before the clamp
+    size = (grad.abs().clamp(min=tiny).log() / p).clamp(min=-1)
+    return torch.stack([size, (math.exp(p) * grad).clamp(-1, 1)], dim=-1)
+
+
+def lstm(inputs: str = "log", out_scale: float = 0.1) -> Optimizer:
+    """The learned optimizer. The thesis: ("raw", 1.0) on quadratics, ("log", 0.1) on networks."""
+    if inputs not in N_INPUTS:
+        raise ValueError(f"inputs {inputs!r} is not one of {sorted(N_INPUTS)}")
+
+    def init(theta):
+        zeros = theta.new_zeros(theta.shape[0], N_HIDDEN)
+        return {"h1": zeros, "c1": zeros, "h2": zeros, "c2": zeros}
+
+    def update(phi, grad, state, theta):
+        x = features(grad, inputs)
+        h1, c1 = _cell(phi, "cell1", x, state["h1"], state["c1"])
+        h2, c2 = _cell(phi, "cell2", h1, state["h2"], state["c2"])
+        output = F.linear(h2, phi["out.weight"], phi["out.bias"])
+        return out_scale * output.squeeze(-1), {"h1": h1, "c1": c1, "h2": h2, "c2": c2}
+
+    return Optimizer(init, update)
+
+
+def _cell(phi, name, x, h, c):
+    gates = F.linear(x, phi[f"{name}.weight_ih"], phi[f"{name}.bias_ih"])
+    gates = gates + F.linear(h, phi[f"{name}.weight_hh"], phi[f"{name}.bias_hh"])
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+class Window:
+    """Fast path: a window of up to ``n_steps`` steps over ``n`` coordinates, first order.
+
+    With gradients taken as constants, the window's meta-loss sum_t w_t f(theta_t) depends on phi
+    only through the updates u_s, and theta_t moves one for one with each u_s, s < t. So
+
+        d meta_loss / d phi = sum_s <S_s, d u_s / d phi>,    S_s = sum_{t > s} w_t grad f(theta_t)
+
+    Run ``forward`` step by step with no autograd, then ``backward`` once with the suffix sums S:
+    ordinary backpropagation through the LSTM alone. A test holds it to reverse mode.
+
+    What it exploits: coordinates in columns, so a layer is one matmul ``(80, 41) @ (41, n)`` with
+    the biases as a row of ones, and each gate is a contiguous block; tanh(x) = 2 sigmoid(2x) - 1,
+    so one sigmoid does all four gates; all buffers allocated once.
+    """
+
+    def __init__(self, inputs: str, out_scale: float, n_steps: int, n: int, dtype=torch.float32):
+        self.inputs, self.out_scale, self.n = inputs, out_scale, n
+        self.layers = [_Layer(k, n_steps, n, dtype) for k in (N_INPUTS[inputs], N_HIDDEN)]
+
+    def load(self, phi, state) -> None:
+        """Take the weights, and the state that the window starts from (as ``lstm`` holds it)."""
+        self.phi, self.t = phi, 0
+        for layer, k in zip(self.layers, "12", strict=True):
+            layer.load(phi, f"cell{k}", state[f"h{k}"], state[f"c{k}"])
+
+    def forward(self, grad: Tensor) -> Tensor:
+        """One step: gradient ``(n,)`` to update ``(n,)``."""
+        x = features(grad, self.inputs).T
+        for layer in self.layers:
+            x = layer.forward(self.t, x)
+        self.t += 1
+        output = self.phi["out.weight"][0] @ x + self.phi["out.bias"]
+        return self.out_scale * output
+
+    def state(self) -> dict[str, Tensor]:
+        """The state after the last step, as ``lstm`` holds it."""
+        (h1, c1), (h2, c2) = (layer.state(self.t) for layer in self.layers)
+        return {"h1": h1, "c1": c1, "h2": h2, "c2": c2}
+
+    def backward(self, suffix_sums: Tensor) -> dict[str, Tensor]:
+        """``(t, n)`` suffix sums S of the steps taken to the meta-gradient, shaped like phi."""
+        first, second = self.layers
+        cotangents = self.out_scale * suffix_sums
+        out_weight = torch.zeros_like(self.phi["out.weight"][0])
+        for layer in self.layers:
+            layer.start_backward()
+        for t in reversed(range(self.t)):
+            out_weight += second.hidden[t + 1, :N_HIDDEN] @ cotangents[t]
+            dh2 = torch.outer(self.phi["out.weight"][0], cotangents[t])
+            first.backward(t, second.backward(t, dh2))
+        slopes = first.slopes("cell1") | second.slopes("cell2")
+        slopes |= {"out.weight": out_weight[None], "out.bias": cotangents.sum()[None]}
+        return {name: slopes[name] for name in self.phi}
+
+
+class _Layer:
+    """One LSTM layer over a window; arrays are (step, feature, coordinate)."""
+
+    def __init__(self, n_in: int, n_steps: int, n: int, dtype):
+        def buffer(*shape):
+            return torch.empty(*shape, n, dtype=dtype)
+
+        self.n_in = n_in
+        self.inputs = buffer(n_steps, n_in + N_HIDDEN + 1).fill_(1)  # rows: x, h, ones
+        self.gates = buffer(n_steps, 4, N_HIDDEN)  # after the sigmoid; g as sigmoid(2 z)
+        self.cells = buffer(n_steps + 1, N_HIDDEN)
+        self.tanh_cells = buffer(n_steps, N_HIDDEN)
+        self.hidden = buffer(n_steps + 1, N_HIDDEN)
+        self.dgates, self.dinputs = buffer(4, N_HIDDEN), buffer(n_in + N_HIDDEN + 1)
+
+    def load(self, phi, name, h, c) -> None:
+        bias = phi[f"{name}.bias_ih"] + phi[f"{name}.bias_hh"]
+        weight = [phi[f"{name}.weight_ih"], phi[f"{name}.weight_hh"], bias[:, None]]
+        self.weight = torch.cat(weight, dim=1)
+        self.weight[2 * N_HIDDEN : 3 * N_HIDDEN] *= 2  # g: tanh(z) = 2 sigmoid(2 z) - 1
+        self.hidden[0], self.cells[0] = h.T, c.T
+
+    def state(self, t: int):
+        return self.hidden[t].T.contiguous(), self.cells[t].T.contiguous()
+
+    def forward(self, t: int, x: Tensor) -> Tensor:
+        rows, gates = self.inputs[t], self.gates[t]
+        rows[: self.n_in] = x
+        rows[self.n_in : -1] = self.hidden[t]
+        flat = gates.view(4 * N_HIDDEN, -1)
+        torch.mm(self.weight, rows, out=flat).sigmoid_()
+        i, f, s, o = gates
+        cell = torch.mul(f, self.cells[t], out=self.cells[t + 1])
+        cell.addcmul_(i, s, value=2).sub_(i)  # f c + i (2 s - 1)
+        torch.mul(cell, 2, out=self.tanh_cells[t]).sigmoid_().mul_(2).sub_(1)
+        return torch.mul(o, self.tanh_cells[t], out=self.hidden[t + 1])
+
+    def start_backward(self) -> None:
+        self.dweight = torch.zeros_like(self.weight)
+        self.dh = torch.zeros_like(self.hidden[0])  # from the next step
+        self.dc = torch.zeros_like(self.hidden[0])
+
+    def backward(self, t: int, dh: Tensor) -> Tensor:
+        """Cotangent of h from above ``(20, n)`` to the cotangent of x ``(n_in, n)``."""
+        (i, f, s, o), tanh_cell = self.gates[t], self.tanh_cells[t]
+        dh = dh + self.dh
+        # c moves h through o tanh(c): slope o (1 - tanh^2)
+        self.dc += dh * o * (1 - tanh_cell**2)
+        d = self.dgates
+        torch.mul(self.dc, 2 * s - 1, out=d[0])
+        torch.mul(self.dc, self.cells[t], out=d[1])
+        torch.mul(self.dc, i, out=d[2]).mul_(2)
+        torch.mul(dh, tanh_cell, out=d[3])
+        self.dc *= f
+        d.mul_(self.gates[t]).addcmul_(d, self.gates[t], value=-1)  # times sigma (1 - sigma)
+        flat = d.view(4 * N_HIDDEN, -1)
+        self.dweight.addmm_(flat, self.inputs[t].T)
+        torch.mm(self.weight.T, flat, out=self.dinputs)
+        self.dh = self.dinputs[self.n_in : -1].clone()
+        return self.dinputs[: self.n_in]
+
+    def slopes(self, name: str) -> dict[str, Tensor]:
+        self.dweight[2 * N_HIDDEN : 3 * N_HIDDEN] *= 2  # undo the scaling of load
+        bias = self.dweight[:, -1]
+        return {
+            f"{name}.weight_ih": self.dweight[:, : self.n_in],
+            f"{name}.weight_hh": self.dweight[:, self.n_in : -1],
+            f"{name}.bias_ih": bias,
+            f"{name}.bias_hh": bias,
+        }
