@@ -11,6 +11,7 @@ optimizer. They return d meta_loss / d phi, shaped like phi, and the carry after
 | `central_difference` | 2 P runs                   | one run        | no: O(eps^2)     |
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,6 +23,11 @@ from learnopt import unroll
 from learnopt.layout import Layout
 
 Phi = dict[str, Tensor]
+
+with warnings.catch_warnings():
+    # the first jvp of a process loads a part of torch 2.12+ that warns of torch's own torch.jit use
+    warnings.simplefilter("ignore", FutureWarning)
+    jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
 def reverse(step: Callable, phi: Phi, carry, feeds: Sequence):

@@ -12,6 +12,7 @@ Leading axes are kept, so a population ``(b, n)`` has views ``(b, 10, 3)`` and `
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Layout:
         """The layout that these tensors would have."""
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
-    @property
+    @cached_property
     def segment(self) -> Tensor:
         """``(n,)`` int64: the index of the tensor that each coordinate belongs to.
 
@@ -54,7 +55,7 @@ class Layout:
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of ``views``: named ``(..., *shape)`` to one ``(..., n)``."""
-        if list(tensors) != list(self.shapes):
+        if tensors.keys() != self.shapes.keys():
             raise ValueError(f"expected tensors {list(self.shapes)}, got {list(tensors)}")
         parts = []
         for name, shape in self.shapes.items():

@@ -13,7 +13,8 @@ import torch
 def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator whose stream is fixed by the seed and the names, e.g. ``(0, "init", 17)``.
 
-    The 64-bit seed is the head of a SHA-256 of both: neighbouring seeds are unrelated.
+    The seed is the head of a SHA-256 of both, joined like a path: neighbouring seeds are unrelated.
+    torch's CPU generator keeps 32 bits of it: two given streams coincide with chance 2^-32.
     """
     label = "/".join(str(part) for part in (seed, *names))
     digest = hashlib.sha256(label.encode()).digest()

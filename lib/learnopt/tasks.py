@@ -30,7 +30,7 @@ class Task(NamedTuple):
     layout: Layout
     init: Callable  # (generator) -> theta (n,)
     loss: Callable  # (theta, batch) -> ()
-    batches: Callable  # (generator, n_batches) -> sequence of batches: the data of one run
+    batches: Callable | None  # (generator, n_batches) -> sequence of batches: one run's data
     predict: Callable | None = None  # (theta, x) -> logits (batch, n_classes); classifiers only
 
 
