@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from learnopt import figures
+from learnopt import figures, palette
 from learnopt.seeding import generator
 
 
@@ -27,18 +27,18 @@ def random_runs(n_runs, n_steps=12):
 
 
 def test_a_method_keeps_its_look_in_any_company():
-    alone = figures.looks(["Adam"])["Adam"]
-    assert figures.looks(["SGD", "something", "Adam, lr 0.1"])["Adam, lr 0.1"] == alone
+    alone = palette.looks(["Adam"])["Adam"]
+    assert palette.looks(["SGD", "something", "Adam, lr 0.1"])["Adam, lr 0.1"] == alone
 
 
-def test_no_two_of_seven_labels_share_a_colour_and_a_dash_or_a_marker():
-    chosen = figures.looks(["SGD", "Adam 0.1", "Adam 0.3", "a", "b", "c", "d"]).values()
-    assert len({(look["color"], str(look["linestyle"])) for look in chosen}) == 7
-    assert len({look["marker"] for look in chosen}) == 7
+def test_no_two_of_seven_labels_share_a_marker_or_both_colour_and_dashes():
+    chosen = palette.looks(["SGD", "Adam 0.1", "Adam 0.3", "a", "b", "c", "d"]).values()
+    assert len({(look.colour, look.dashes) for look in chosen}) == 7
+    assert len({look.marker for look in chosen}) == 7
 
 
 def test_an_eighth_label_still_gets_a_look():
-    assert len(figures.looks([str(k) for k in range(9)])) == 9
+    assert len(palette.looks([str(k) for k in range(9)])) == 9
 
 
 def test_the_standard_error_band_is_the_standard_error_of_the_mean():

@@ -4,9 +4,7 @@
     figures.curves(ax, {"Adam": losses_adam, "SGD": losses_sgd})   # losses (n_runs, n_steps)
     figures.show(fig, alt="Adam's loss falls below that of SGD from step 20 on.")
 
-Colours are those of Okabe & Ito (2008), which readers with any form of colour blindness can tell
-apart; each colour has its own dash pattern and marker, so that a grey print reads as well. A
-method keeps its look in every chapter. No global setting of matplotlib is changed.
+The lines take their looks from palette.py. No global setting of matplotlib is changed.
 """
 
 import io
@@ -17,6 +15,8 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from learnopt.palette import Look, looks
 
 PIXELS_PER_INCH = 100  # as shown on the page
 SHARPNESS = 1.6  # drawn so many times finer, for phones and large screens
@@ -36,35 +36,7 @@ STYLE = {
     "legend.title_fontsize": 9,
     "figure.facecolor": "white",  # a white card, also on a dark page
 }
-LOOKS = (  # colour, dash pattern, marker
-    ("#0072B2", "-", "o"),
-    ("#D55E00", "--", "s"),
-    ("#009E73", "-.", "^"),
-    ("#CC79A7", (0, (1, 1)), "D"),
-    ("#000000", "-", "x"),
-    ("#E69F00", (0, (5, 1, 1, 1, 1, 1)), "v"),
-    ("#56B4E9", (0, (7, 2)), "P"),
-)
 HUGE = 1e300
-METHODS = ("LSTM", "Adam", "Nesterov", "RMSprop", "SGD", "momentum")  # the look that each keeps
-
-
-def looks(labels) -> dict[str, dict]:
-    """label -> the keywords of ``Axes.plot`` that set it apart from the others.
-
-    A label that starts with a method's name gets that method's look, the first time; the others
-    take what is left, in order. From the eighth label on the looks repeat.
-    """
-    free, chosen = list(range(len(LOOKS))), {}
-    for label in labels:
-        first = label.replace(",", " ").split(" ")[0]
-        if first in METHODS and METHODS.index(first) in free:
-            chosen[label] = METHODS.index(first)
-            free.remove(chosen[label])
-    for k, label in enumerate(label for label in labels if label not in chosen):
-        chosen[label] = free[k] if k < len(free) else k % len(LOOKS)
-    keys = ("color", "linestyle", "marker")
-    return {label: dict(zip(keys, LOOKS[chosen[label]], strict=True)) for label in labels}
 
 
 def new(n_columns: int = 1, n_rows: int = 1, width: float = 6.4, height: float = 3.6, **kwargs):
@@ -104,7 +76,7 @@ def curves(
             steps = np.arange(values.shape[1]) if x is None else _array(x)
             low, middle, high = middle_of(values)
             _line(ax, steps, middle, label, look)
-            ax.fill_between(steps, low, high, color=look["color"], alpha=0.2, linewidth=0)
+            ax.fill_between(steps, low, high, color=look.colour, alpha=0.2, linewidth=0)
         legend = words.format(n=" or ".join(f"{n:,}" for n in sorted(counts)))
         return _finish(ax, x_label, y_label, title, log_x, log_y, 2, legend)
 
@@ -149,10 +121,12 @@ def _array(values) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _line(ax, x, y, label, look):
+def _line(ax, x, y, label: str, look: Look):
     # few points: mark each; many: a few marks at equal distances along the line, to tell them apart
     every = 1 if len(x) <= 25 else 0.12
-    ax.plot(x, y, label=label, markevery=every, **look)
+    dashes = (0, look.dashes) if look.dashes else "-"
+    style = {"color": look.colour, "linestyle": dashes, "marker": look.marker}
+    ax.plot(x, y, label=label, markevery=every, **style)
 
 
 def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
