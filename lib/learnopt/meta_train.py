@@ -51,7 +51,7 @@ def windows(rule: str, n_steps: int = 100, n_unroll: int = 20) -> list[Window]:
     if rule not in RULES:
         raise ValueError(f"window rule {rule!r} is not one of {RULES}")
     if rule == "thesis":
-        cuts = [0, *range(1, n_steps, n_unroll)]
+        cuts = [0, *range(1, n_steps + 1, n_unroll)]
     else:
         cuts = [*range(0, n_steps, n_unroll), n_steps]
     last = 1.0 if rule == "deepmind" else 0.0

@@ -1,0 +1,80 @@
+"""Tuning: the right rate for each optimizer, common runs, named criteria, divergence."""
+
+import math
+
+import pytest
+import torch
+
+from learnopt import baselines, tasks, unroll
+from learnopt.baselines import RULES, paired_difference, tune
+
+F64 = torch.float64
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tasks.quadratic(dtype=F64)
+
+
+@pytest.fixture(scope="module")
+def runs(task):
+    return unroll.draw_runs(task, 200, 100, seed=0, stream="tuning")
+
+
+def test_each_optimizer_gets_its_own_rate(task, runs):
+    # The thesis' bug B1: its search tuned plain SGD whatever the optimizer's name.
+    tuned = {name: tune(task, rule, runs) for name, rule in RULES.items()}
+    assert {name: t.lr for name, t in tuned.items()} == {
+        "Adam": 0.3, "RMSprop": 0.03, "SGD": 0.01, "Nesterov": 0.01,
+    }  # fmt: skip
+    assert len({t.score for t in tuned.values()}) == 4
+
+
+def test_the_batched_grid_equals_one_run_after_another(task):
+    runs = unroll.draw_runs(task, 3, 12, seed=1)
+    for rule in RULES.values():
+        tuned = tune(task, rule, runs, grid=(0.01, 0.001))
+        for lr, score in zip(tuned.grid, tuned.scores, strict=True):
+            total = 0.0
+            for k in range(3):
+                carry = unroll.start(task, rule.opt, runs.theta[k])
+                feeds = [unroll.Feed(batch) for batch in runs.batches[k]]
+                step = unroll.make_step(task, rule.opt)
+                _, seen = unroll.run(
+                    step, rule.phi(lr, F64), carry, feeds,
+                    record=lambda c, f: task.loss(c.theta, f.train).item(),
+                )  # fmt: skip
+                total += sum(seen)
+            assert score == pytest.approx(total / 3, rel=1e-12)
+
+
+def test_the_criteria_are_the_sum_and_the_last_ten_steps():
+    losses = torch.arange(40.0).view(2, 20)
+    assert baselines.sum_of_losses(losses) == losses.sum() / 2
+    assert baselines.final_loss(losses) == losses[:, 10:].mean()
+
+
+def test_an_unknown_criterion_is_refused(task, runs):
+    with pytest.raises(ValueError, match="'best' is not one of"):
+        tune(task, RULES["SGD"], runs, criterion="best")
+
+
+def test_a_diverging_rate_scores_infinity_and_is_never_chosen(task, runs):
+    tuned = tune(task, RULES["SGD"], runs, grid=(1e3, 0.01))
+    assert tuned.lr == 0.01 and math.isinf(tuned.scores[0])
+    with pytest.raises(ValueError, match="diverged: try smaller ones"):
+        tune(task, RULES["SGD"], runs, grid=(1e3, 1e4))
+
+
+def test_pairing_narrows_the_interval_of_a_difference():
+    common = 10 * torch.randn(500, dtype=F64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(500, dtype=F64, generator=torch.Generator().manual_seed(1))
+    paired = paired_difference(common + 0.5 + noise, common)
+    assert paired.low < 0.5 < paired.high and paired.low > 0
+    unpaired = paired_difference(common + 0.5 + noise, common.flip(0))
+    assert unpaired.high - unpaired.low > 5 * (paired.high - paired.low)
+
+
+def test_a_difference_of_unlike_runs_is_refused():
+    with pytest.raises(ValueError, match=r"expected two \(n_runs,\)"):
+        paired_difference(torch.zeros(3), torch.zeros(4))
