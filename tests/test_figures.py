@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+
 from learnopt import figures, palette
 from learnopt.seeding import generator
 

@@ -1,0 +1,167 @@
+"""Interactive figures that need no kernel and no network: arrays in, HTML out.
+
+    interactive.slider(
+        {"learning rate": [0.01, 0.1, 1.0]},             # one knob or two, with their values
+        {"loss": (steps, losses)},                       # label -> (x, y), each (3, n_points)
+        title="...", x_label="step", y_label="loss", log_y=True)
+
+Every position of the knobs is drawn beforehand, as SVG paths; a few lines of script swap them. The
+figure keeps a white card of its own, so it reads the same on a light and on a dark page. Without
+script (a preview that removes it) the first picture stays. The same arrays give the same bytes.
+"""
+
+import hashlib
+import html
+import json
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from learnopt import svg
+from learnopt.palette import looks
+
+STYLE = """
+.otl-slider{max-width:35rem;margin:0 0 1rem;padding:.75rem;box-sizing:border-box;background:#fff;
+color:#1a1a1a;color-scheme:light;border:1px solid #d0d0d0;border-radius:.4rem;
+font-family:sans-serif;font-size:.95rem;line-height:1.4}
+.otl-slider svg{background:none;vertical-align:middle}
+.otl-slider>svg{display:block;width:100%;height:auto}
+.otl-slider text{font-size:150px;fill:#1a1a1a;font-family:sans-serif}
+.otl-title{font-weight:600}
+.otl-legend>span{display:inline-block;margin-right:1.2em;white-space:nowrap}
+.otl-slider label{display:block;margin:.35rem 0 0}
+.otl-slider output{font-weight:600;font-variant-numeric:tabular-nums}
+.otl-slider input{display:block;width:100%;margin:.3rem 0;padding:0;accent-color:#0072b2}
+.otl-note{min-height:1.4em}
+"""
+SCRIPT = """
+for (const root of document.querySelectorAll('[data-otl="KEY"]')) {
+  const data = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
+  const inputs = [...root.querySelectorAll('input')];
+  const draw = () => {
+    let frame = 0;
+    inputs.forEach((input, k) => {
+      const text = data.knobs[k][input.value];
+      frame = frame * data.knobs[k].length + Number(input.value);
+      input.parentElement.querySelector('output').textContent = text;
+      input.setAttribute('aria-valuetext', text);
+    });
+    root.querySelectorAll('path[data-line]').forEach((path, k) =>
+      path.setAttribute('d', data.paths[k][data.paths[k].length > 1 ? frame : 0]));
+    if (data.notes) root.querySelector('.otl-note').textContent = data.notes[frame];
+  };
+  inputs.forEach((input) => input.addEventListener('input', draw));
+  draw();
+}
+"""
+
+
+class Interactive(NamedTuple):
+    """What ``slider`` returns; a notebook shows its HTML."""
+
+    title: str
+    html: str
+
+    def _repr_html_(self):
+        return self.html
+
+    def __repr__(self):
+        return f"Interactive figure: {self.title}"
+
+
+def slider(
+    knobs, lines, *, title, x_label, y_label, notes=None, dots=(), start=None,
+    x_range=None, y_range=None, log_x=False, log_y=False,
+) -> Interactive:  # fmt: skip
+    """A line plot with a range input for each of one or two knobs.
+
+    knobs: name -> values (numbers, or texts to be shown). lines: label -> (x, y), each an array
+    that broadcasts to ``(n_values, n_points)``, with two knobs ``(n_values_1, n_values_2,
+    n_points)``; what does not vary is stored once. Labels in ``dots`` are drawn as dots. notes: a
+    text for each position of the knobs, ``(n_values[, n_values_2])``. start: the index of each
+    knob at first. Ranges are (low, high); by default all finite values. Raises ValueError.
+    """
+    counts = [len(values) for values in knobs.values()]
+    if len(counts) not in (1, 2) or 0 in counts:
+        raise ValueError(f"expected one or two knobs with values, got {counts} values")
+    start = [n // 2 for n in counts] if start is None else list(start)
+    frame = int(np.ravel_multi_index(start, counts))
+    arrays = {label: [_array(values) for values in pair] for label, pair in lines.items()}
+    xs, ys = zip(*arrays.values(), strict=True)
+    axes = svg.axes(xs, ys, x_range, y_range, log_x, log_y)
+    data = {
+        "knobs": [[_shown(v) for v in values] for values in knobs.values()],
+        "paths": [_frames(label, *arrays[label], axes, counts, label in dots) for label in lines],
+        "notes": None if notes is None else _notes(notes, counts),
+    }
+    first = [paths[frame if len(paths) > 1 else 0] for paths in data["paths"]]
+    drawn = [
+        svg.Line(label, look, label in dots, path)
+        for (label, look), path in zip(looks(lines).items(), first, strict=True)
+    ]
+    described = f"{title}. {y_label} against {x_label}: {', '.join(lines)}."
+    inputs = [_input(*knob) for knob in zip(knobs, data["knobs"], start, strict=True)]
+    note = [] if notes is None else [_note(data["notes"][frame])]
+    picture = svg.plot(described, *axes, x_label, y_label, drawn)
+    return Interactive(title, _card(title, [_legend(drawn), picture, *inputs, *note], data))
+
+
+def _frames(label, x, y, axes, counts, as_dots) -> list[str]:
+    """The path at each position of the knobs, the last knob fastest; only one if none varies."""
+    x, y = np.broadcast_arrays(np.atleast_1d(x), np.atleast_1d(y))
+    lead = [1] * (len(counts) + 1 - x.ndim) + list(x.shape[:-1])
+    if len(lead) != len(counts) or any(n not in (1, m) for n, m in zip(lead, counts, strict=True)):
+        raise ValueError(f"line {label!r}: shape {x.shape} does not fit knobs of {counts} values")
+    if any(n > 1 for n in lead):
+        x, y = (np.broadcast_to(part, (*counts, x.shape[-1])) for part in (x, y))
+    x, y = (
+        axis.place(part.reshape(-1, x.shape[-1])) for axis, part in zip(axes, (x, y), strict=True)
+    )
+    return [svg.path(*pair, as_dots) for pair in zip(x, y, strict=True)]
+
+
+def _legend(drawn) -> str:
+    return f'<div class="otl-legend">{svg.legend(drawn)}</div>'
+
+
+def _note(text) -> str:
+    return f'<div class="otl-note" aria-live="polite">{html.escape(text)}</div>'
+
+
+def _input(name, values, k) -> str:
+    name, value = html.escape(name), html.escape(values[k])
+    return (
+        f'<label>{name}: <output>{value}</output><input type="range" min="0" '
+        f'max="{len(values) - 1}" step="1" value="{k}" aria-label="{name}" '
+        f'aria-valuetext="{value}"></label>'
+    )
+
+
+def _card(title, parts, data) -> str:
+    # "<" is escaped so that no text can close the script element
+    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    title = html.escape(title)
+    body = f'<style>{STYLE}</style><div class="otl-title">{title}</div>{"".join(parts)}'
+    key = hashlib.sha256((body + packed).encode()).hexdigest()[:12]
+    return (
+        f'<div class="otl-slider" data-otl="{key}" role="group" aria-label="{title}">{body}'
+        f'<script type="application/json">{packed}</script>'
+        f"<script>{SCRIPT.replace('KEY', key)}</script></div>"
+    )
+
+
+def _notes(notes, counts) -> list[str]:
+    notes = np.asarray(notes, dtype=object)
+    if notes.shape != tuple(counts):
+        raise ValueError(f"notes have the shape {notes.shape}, the knobs {tuple(counts)}")
+    return [str(notes[place]) for place in product(*map(range, counts))]
+
+
+def _shown(value) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def _array(values) -> np.ndarray:
+    values = values.detach().cpu() if hasattr(values, "detach") else values
+    return np.asarray(values, dtype=np.float64)
