@@ -39,12 +39,12 @@ $(STAMP): pyproject.toml
 book: $(STAMP) ## execute every chapter at its quick preset and render the site to _build/html
 	$(PY) -m booktools.execution_cache
 	rm -rf _build/html
-	$(PY) -m jupyter_book build . --all -W -n --keep-going
+	$(VENV)/bin/jupyter-book build . --all -W -n --keep-going
 	@echo "open _build/html/index.html"
 
 html: $(STAMP) ## render the site from the outputs stored in the notebooks, executing nothing
 	rm -rf _build/html
-	BOOK_EXECUTE=off $(PY) -m jupyter_book build . --all -W -n --keep-going
+	BOOK_EXECUTE=off $(VENV)/bin/jupyter-book build . --all -W -n --keep-going
 	@echo "open _build/html/index.html"
 
 test: $(STAMP) ## ruff, the tests of the library and the tools, and every cell of every notebook (nbval)

@@ -1,8 +1,8 @@
 """The book's execution cache, made to notice when something other than a notebook changes.
 
-jupyter-cache keys a stored execution on the notebook alone, so an edit to the library would leave old
-outputs on the page. ``refresh`` empties the cache when a fingerprint of everything else that a chapter
-reads has moved; ``warm`` executes what is missing, one chapter a core.
+jupyter-cache keys a stored execution on the notebook alone, so an edit to the library would leave
+old outputs on the page. ``refresh`` empties the cache when a fingerprint of everything else that a
+chapter reads has moved; ``warm`` executes what is missing, one chapter a core.
 
     python -m booktools.execution_cache [--timeout SECONDS]
 """
@@ -34,7 +34,7 @@ def fingerprint(root: Path) -> str:
 
 
 def refresh(root: Path) -> bool:
-    """Empty the cache if the inputs have changed since it was filled. Returns whether it was emptied."""
+    """Empty the cache if its inputs have changed since it was filled; returns whether they had."""
     key_file, now = root / CACHE.parent / "execution_key", fingerprint(root)
     if key_file.is_file() and key_file.read_text() == now:
         return False
@@ -45,12 +45,13 @@ def refresh(root: Path) -> bool:
 
 
 def warm(root: Path, timeout_seconds: int) -> list[str]:
-    """Execute every chapter that has no stored execution, one process a core. Returns those that failed."""
+    """Execute the chapters with no stored execution; returns the paths of those that failed."""
     from jupyter_cache import get_cache
     from jupyter_cache.executors import load_executor
 
     cache = get_cache(str(root / CACHE))
-    cache.clear_project()  # chapters that were renamed or removed
+    for record in cache.list_project_records():  # among them chapters since renamed or removed
+        cache.remove_nb_from_project(record.pk)
     for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         cache.add_nb_to_project(str(notebook))
     executor = load_executor("local-parallel", cache, logger=logging.getLogger("execution_cache"))

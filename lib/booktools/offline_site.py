@@ -1,9 +1,9 @@
 """Sphinx extension: the built pages ask no other host for anything.
 
-MathJax and its fonts are copied out of the package sphinx-mathjax-offline into the site. The live-kernel
-script (thebe, from unpkg) and the widget scripts (from two CDNs) are left out: the interactive figures of
-the book are plain HTML that needs neither, and the notebooks themselves keep their ipywidgets.
-tests/test_site.py opens every page with the network cut and fails on any request that leaves it.
+MathJax and its fonts are copied out of the package sphinx-mathjax-offline into the site. The
+live-kernel script (thebe, from unpkg) and the widget scripts (from two CDNs) are left out: the
+interactive figures of the book are plain HTML that needs neither, and the notebooks themselves keep
+their ipywidgets. tests/test_site.py opens every page with the network cut and fails on any request.
 """
 
 import importlib.util
@@ -11,9 +11,10 @@ import os
 import shutil
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.errors import ExtensionError
 
-MATHJAX_SCRIPT = "tex-chtml.js"  # TeX in, HTML with woff fonts out; assistive MathML and the menu inside
+MATHJAX_SCRIPT = "tex-chtml.js"  # TeX in, HTML with woff fonts out; holds assistive MathML too
 MATHJAX_FONTS = "output/chtml/fonts/woff-v2"
 
 
@@ -23,21 +24,28 @@ def mathjax_source() -> Path:
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
         raise ExtensionError(
-            "sphinx-mathjax-offline is not installed: run `pip install -e '.[book]'`, or `make setup`."
+            "sphinx-mathjax-offline is not installed: run `make setup`, or install the extra `book`"
         )
     return Path(spec.origin).parent / "static" / "mathjax"
 
 
 def settle_config(app, config):
-    """Point Sphinx at the copied MathJax; BOOK_EXECUTE=off shows the stored outputs instead of executing."""
+    """Use the copied MathJax; with BOOK_EXECUTE=off show the stored outputs and execute nothing."""
     config.mathjax_path = f"mathjax/{MATHJAX_SCRIPT}"
     config.nb_ipywidgets_js = {}
     if os.environ.get("BOOK_EXECUTE") == "off":
         config.nb_execution_mode = "off"
 
 
+def replace_badges(app, doctree):
+    """Show an image that lies on another host, like a notebook's Colab badge, as its words."""
+    for image in list(doctree.findall(nodes.image)):
+        if "://" in image.get("uri", ""):
+            image.replace_self(nodes.inline(text=image.get("alt") or image["uri"]))
+
+
 def copy_mathjax(app, exception):
-    """Put the one script and the fonts (about 1.4 MB) beside the page; the whole package is 24 MB."""
+    """Put the one script and the fonts into the site: a small part of the package's 24 MB."""
     if exception is not None or app.builder.format != "html":
         return
     target = Path(app.outdir) / "_static" / "mathjax"
@@ -57,9 +65,17 @@ def drop_live_kernel(app, pagename, templatename, context, doctree):
     context["css_files"] = [c for c in context.get("css_files", []) if not is_thebe(c)]
 
 
+def mend_roles(app, pagename, templatename, context, doctree):
+    """Give the entries of the bibliography a role that screen readers know inside a list."""
+    if "body" in context:  # docutils writes doc-biblioentry, which ARIA has since withdrawn
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app):
     app.connect("config-inited", settle_config)
+    app.connect("doctree-read", replace_badges, priority=100)  # before Sphinx collects the images
     # Late, so that it runs after everyone who adds a script to the page.
     app.connect("html-page-context", drop_live_kernel, priority=900)
+    app.connect("html-page-context", mend_roles)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
