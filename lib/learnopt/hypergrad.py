@@ -61,9 +61,12 @@ def forward(step: Callable, phi: Phi, carry, feeds: Sequence, tangents=None):
         carry, tangents = dual
 
         def one(dphi, dcarry):
-            return jvp(lambda p, c: step(p, c, feed), (phi, carry), (dphi, dcarry))
+            end, dend = jvp(lambda p, c: step(p, c, feed), (phi, carry), (dphi, dcarry))
+            # torch makes a float64 tangent of a 0-dim float32 tensor times a Python float
+            return end, tree_map(lambda leaf, tangent: tangent.to(leaf.dtype), end, dend)
 
-        return vmap(one, out_dims=(None, 0))(basis, tangents)
+        ends, tangents = vmap(one)(basis, tangents)
+        return tree_map(lambda leaf: leaf[0], ends), tangents  # one end, seen P times
 
     (carry, tangents), _ = unroll.run(push, phi, (carry, tangents), feeds)
     return layout.views(tangents.meta_loss), carry, tangents
