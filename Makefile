@@ -13,6 +13,7 @@ CHAPTERS ?=
 PRESET ?= quick
 SEEDS ?= 0
 JOBS ?= 2
+ARGS ?=
 
 # The book's operations are small: one thread each is faster, and chapters then run side by side.
 export OMP_NUM_THREADS ?= 1
@@ -63,7 +64,7 @@ smoke: $(STAMP) ## execute chapters at their smallest preset, storing nothing (C
 	$(PY) -m booktools.notebooks run --preset smoke $(CHAPTERS)
 
 batch: $(STAMP) ## run chapters over seeds: make batch CHAPTERS="03" PRESET=paper SEEDS="0 1 2" JOBS=2
-	$(PY) -m booktools.batch --chapters "$(CHAPTERS)" --preset $(PRESET) --seeds "$(SEEDS)" --jobs $(JOBS)
+	$(PY) -m booktools.batch --chapters "$(CHAPTERS)" --preset $(PRESET) --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
 
 bench: $(STAMP) ## time the library's hot paths
 	$(PY) -m booktools.bench
