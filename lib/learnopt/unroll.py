@@ -90,6 +90,7 @@ class Runs(NamedTuple):
 
     @property
     def n_steps(self) -> int:
+        """How many batches each run has."""
         return len(self.batches[0])
 
     def feeds(self) -> Iterator[Feed]:
