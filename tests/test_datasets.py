@@ -698,10 +698,18 @@ def test_the_commands_list_fetch_and_verify(small, tmp_path, monkeypatch, capsys
 
 def test_the_module_runs_as_a_command():
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "learnopt.datasets", "fetch", "no-such-set"],
+        [sys.executable, "-W", "error::RuntimeWarning", "-m", "learnopt.datasets", "fetch", "no-such-set"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1 and "there are digits, mnist" in run.stderr
+
+
+def test_the_page_on_data_lists_the_checksums_that_the_code_checks():
+    page = (provenance.checkout() / "book" / "data.md").read_text()
+    for name, source in download.SOURCES.items():
+        assert f"`{name}`" in page
+        for total in (source.content, source.file):
+            assert total is None or f"{name:14} {total}" in page
 
 
 # --- the real files -----------------------------------------------------------------------------

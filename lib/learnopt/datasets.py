@@ -52,7 +52,7 @@ class Omniglot(NamedTuple):
 
 
 def load(name, root=None, device="cpu", n_valid=None, hold_out=None):
-    """The data set `name` as a Dataset ("omniglot": an Omniglot), fetched first if need be.
+    """The data set `name` as a Dataset, or an Omniglot (no options); fetched first if need be.
 
     n_valid: training images set aside for validation: a fixed choice, each class in proportion,
     the rest in official order. None: as book/data.md lists; 0: all images stay in x_train.
