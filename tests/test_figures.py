@@ -16,7 +16,7 @@ def shown(monkeypatch):
     """What figures.show hands to the notebook: a list of (data, metadata)."""
     outputs = []
     monkeypatch.setattr(
-        figures, "display", lambda data, metadata, raw: outputs.append((data, metadata))
+        figures, "display", lambda data, metadata=None, raw=False: outputs.append((data, metadata))
     )
     return outputs
 
@@ -101,3 +101,10 @@ def test_drawing_changes_no_setting_of_matplotlib(shown):
     figures.lines(ax, [1, 2], {"a": [1, 2]}, x_label="x", y_label="y", log_x=True, log_y=True)
     figures.show(fig, alt="a line")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_table_escapes_its_texts_and_rounds_its_numbers(shown):
+    figures.table(["method", "loss"], [["a < b", 1.23456], ["c", 2]])
+    ((data, _),) = shown
+    assert data["text/plain"] == "method | loss\na < b | 1.235\nc | 2"
+    assert "<td>a &lt; b</td><td>1.235</td>" in data["text/html"]

@@ -7,6 +7,7 @@
 The lines take their looks from palette.py. No global setting of matplotlib is changed.
 """
 
+import html
 import io
 
 import matplotlib
@@ -94,6 +95,21 @@ def show(fig, alt: str) -> None:
     details = {"alt": alt, "width": round(fig.get_figwidth() * PIXELS_PER_INCH)}
     data = {"image/png": png.getvalue(), "text/plain": f"Figure: {alt}"}
     display(data, metadata={"image/png": details}, raw=True)
+
+
+def table(header, rows) -> None:
+    """Put a table into the cell's output. header: n texts; rows: n cells each, numbers or texts.
+
+    A plain HTML table, which the web page, Colab and GitHub show alike; numbers get 4 digits.
+    """
+    texts = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in rows]
+    names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in texts
+    )
+    plain = "\n".join(" | ".join(row) for row in [list(header), *texts])
+    page = f'<table class="dataframe"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    display({"text/html": page, "text/plain": plain}, raw=True)
 
 
 def _mean_and_error(values):
