@@ -12,6 +12,7 @@ Where the files lie, and what a chapter gets: datasets.py. Licences and splits: 
 
 import hashlib
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,20 +180,17 @@ def arrays(name, folder):
             published.Omniglot(folder, background=background, download=True).target_folder
             for background in (True, False)
         )
-    fetch = {
-        "mnist": lambda train: published.MNIST(folder, train=train, download=True),
-        "fashion_mnist": lambda train: published.FashionMNIST(folder, train=train, download=True),
-        "emnist_letters": lambda train: published.EMNIST(
-            folder, split="letters", train=train, download=True
-        ),
-        "cifar10": lambda train: published.CIFAR10(folder, train=train, download=True),
-        "svhn": lambda train: published.SVHN(
-            folder, split="train" if train else "test", download=True
-        ),
-    }[name]
+    classes = {
+        "mnist": published.MNIST,
+        "fashion_mnist": published.FashionMNIST,
+        "emnist_letters": partial(published.EMNIST, split="letters"),
+        "cifar10": published.CIFAR10,
+        "svhn": published.SVHN,
+    }
     found = {}
     for part in ("train", "test"):
-        source = fetch(part == "train")
+        which = {"split": part} if name == "svhn" else {"train": part == "train"}
+        source = classes[name](folder, download=True, **which)
         labels = source.labels if name == "svhn" else source.targets
         found[f"x_{part}"] = np.ascontiguousarray(_images(name, np.asarray(source.data)))
         found[f"y_{part}"] = np.asarray(labels).astype(np.uint8)
