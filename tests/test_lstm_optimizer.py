@@ -187,3 +187,30 @@ def test_a_one_parameter_rule_has_the_first_order_gradient_of_the_closed_form():
 def test_an_unknown_input_form_is_refused():
     with pytest.raises(ValueError, match="'logs' is not one of"):
         lstm_optimizer.lstm("logs")
+
+
+def test_the_fast_window_over_several_chunks_equals_one_over_all(monkeypatch):
+    n, phi = 25, lstm_optimizer.init_phi("log", generator(0), dtype=F64)
+    grads = torch.randn(4, n, dtype=F64, generator=generator(1))
+    state = lstm_optimizer.lstm("log").init(torch.zeros(n, dtype=F64))
+    results = []
+    for chunk in (4096, 10):
+        monkeypatch.setattr(lstm_optimizer, "CHUNK", chunk)
+        fast = lstm_optimizer.Window("log", 0.1, 4, n, F64)
+        fast.load(phi, state)
+        updates = torch.stack([fast.forward(g) for g in grads])
+        results.append((updates, fast.state(), fast.backward(grads)))
+    assert len(fast.chunks) == 3
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_the_product_is_the_same_with_and_without_the_private_operator(monkeypatch):
+    from learnopt import matmul
+
+    a = torch.randn(80, 41, generator=generator(0))
+    b = torch.randn(41, 3000, generator=generator(1))
+    fast = matmul.matmul(a, b)
+    monkeypatch.setattr(matmul, "_ONEDNN", False)
+    # two orders of summing 41 float32 products
+    torch.testing.assert_close(fast, matmul.matmul(a, b), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast.double(), a.double() @ b.double(), rtol=1e-4, atol=1e-4)
