@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from learnopt.layout import Layout
 
 LAYOUT = Layout({"weight": (3, 2), "bias": (3,), "scale": (), "kernel": (2, 1, 2, 2)})
@@ -60,6 +61,11 @@ def test_the_segment_says_which_tensor_each_coordinate_belongs_to():
     views = LAYOUT.views(per_tensor[LAYOUT.segment])
     for value, view in zip(per_tensor, views.values(), strict=True):
         assert torch.equal(view, value.expand_as(view))
+
+
+def test_a_layout_of_nothing_is_a_vector_of_length_zero():
+    assert Layout({}).size == 0 and Layout({}).segment.tolist() == []
+    assert Layout({}).views(torch.zeros(0)) == {}
 
 
 def test_views_and_flatten_carry_gradients():

@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import optim
+
 from learnopt import hypergrad, optimizers, seeding, tasks, unroll
 from learnopt.optimizers import hyperparameters
-from torch import optim
 
 N_STEPS = 60
 MU = 0.9

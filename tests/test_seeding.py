@@ -1,6 +1,7 @@
 """Named random streams: fixed by their names, and independent of one another."""
 
 import torch
+
 from learnopt import seeding
 
 

@@ -12,33 +12,30 @@ Leading axes are kept, so a population ``(b, n)`` has views ``(b, 10, 3)`` and `
 
 import math
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
 class Layout:
-    """Shapes by name, in order. ``size`` is the length n of the flat vector."""
+    """Shapes by name, in order. ``size`` is the length n of the flat vector.
+
+    ``segment``, ``(n,)`` int64, is the index of the tensor that each coordinate belongs to: a rate
+    per tensor, ``lr`` of shape ``(n_tensors,)``, becomes a rate per coordinate as ``lr[segment]``.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self._counts = [math.prod(shape) for shape in self.shapes.values()]
         self.size = sum(self._counts)
+        counts = torch.tensor(self._counts, dtype=torch.int64)
+        # a known output size is what lets a step that makes a Layout trace whole
+        self.segment = torch.arange(len(counts)).repeat_interleave(counts, output_size=self.size)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Layout":
         """The layout that these tensors would have."""
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-
-    @cached_property
-    def segment(self) -> Tensor:
-        """``(n,)`` int64: the index of the tensor that each coordinate belongs to.
-
-        A rate per tensor, ``lr`` of shape ``(n_tensors,)``, becomes a rate per coordinate as
-        ``lr[layout.segment]``.
-        """
-        return torch.arange(len(self._counts)).repeat_interleave(torch.tensor(self._counts))
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Split ``(..., n)`` into named tensors ``(..., *shape)``, without copying.
