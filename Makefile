@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
 	    + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV); PyTorch makes it several GB"
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".[book,test,batch]"
 	@touch $@
 

@@ -286,6 +286,12 @@ def test_a_chapter_opens_in_colab_and_binder_under_its_own_path(chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_figure_says_in_words_what_it_shows(chapter):
+    figures = re.findall(r'<img alt="([^"]*)"', (SITE / chapter).read_text())
+    assert [alt for alt in figures if not alt or alt.endswith((".png", ".svg", ".jpeg"))] == []
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapter_shows_its_outputs(chapter):
     assert "cell_output" in (SITE / chapter).read_text()
 
