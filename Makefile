@@ -49,8 +49,9 @@ html: $(STAMP) ## render the site from the outputs stored in the notebooks, exec
 	BOOK_EXECUTE=off $(VENV)/bin/jupyter-book build . --all -W -n --keep-going
 	@echo "open _build/html/index.html"
 
-test: $(STAMP) ## ruff, the tests of the library and the tools, and every cell of every notebook (nbval)
+test: $(STAMP) ## style, the chapters' form, the tests, and every cell of every notebook (nbval)
 	$(PY) -m ruff check .
+	$(PY) -m booktools.notebooks check
 	$(PY) -m pytest tests $(NOTEBOOKS) --ignore tests/test_site.py -n $(WORKERS) \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --junitxml=$(REPORTS)/test.xml
 
