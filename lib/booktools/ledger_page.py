@@ -11,13 +11,13 @@ from booktools import rules
 
 REPOSITORY = "https://github.com/optimizers-that-learn/optimizers-that-learn/blob/main/data"
 TAGS = {
-    "printed": "printed",
-    "digitised": "digitised",
-    "eye": "by eye",
-    "secondary": "from a text about the paper",
-    "recalled": "recalled",
-    "measured": "not published; measured before this book",
-    "estimated": "not published; estimate",
+    "printed": "p",
+    "digitised": "d",
+    "eye": "e",
+    "secondary": "s",
+    "recalled": "r",
+    "measured": "m",
+    "estimated": "x",
 }
 HEAD = """\
 <!-- Written by `make ledger` from data/claims.yaml and data/results. Do not edit. -->
@@ -39,12 +39,14 @@ partly
 not run
 : there are not enough records. The entry says why.
 
-Published numbers come with the way they were obtained: *printed* in the paper or in the output of
-its code, *digitised* from a figure, read *by eye*. Numbers that are *recalled*, or that were not
-published but *measured* or *estimated* before this book, say what to expect; they are no published
-values. Our numbers are means over the records, with the lowest and the highest in brackets. Where a
-paper and its code differ, see [Discrepancies](discrepancies.md). For programs, the same is in
-[data/ledger.json](REPOSITORY/ledger.json).
+Every number of a paper is marked with the way it was obtained: (p) printed in the paper or in the
+output of its code, (d) digitised from a figure, (e) read off a figure by eye, (s) quoted from a
+text about the paper, (r) recalled, which is a lead and no published value. Two more marks say what
+to expect where little was published: (m) measured before this book with independent code, (x) an
+estimate. Our numbers are means over the records, with the lowest and the highest in brackets.
+
+Where a paper and its code differ, see [Discrepancies](discrepancies.md). For programs, the same
+ledger is in [data/ledger.json](REPOSITORY/ledger.json).
 """.replace("REPOSITORY", REPOSITORY)
 
 
@@ -133,9 +135,9 @@ def _numbers(claim, verdict):
     """Published numbers beside ours, then ours that have no published counterpart."""
     lines, shown = [], set()
     for published in claim.published:
-        value = number(published["value"])
+        value = f"{published['value']:.6g}"
         if published["high"] is not None:
-            value += f" to {number(published['high'])}"
+            value += f" to {published['high']:.6g}"
         ours = verdict.ours.get(published["metric"])
         shown.add(published["metric"])
         lines.append(
@@ -143,8 +145,8 @@ def _numbers(claim, verdict):
         )
     for name, ours in verdict.ours.items():
         if name not in shown:
-            lines.append(f"| `{name}` | | {_ours(ours)} |")
-    return ["| | published | ours |", "|---|---|---|", *lines] if lines else []
+            lines.append(f"| {name.replace('_', ' ')} | | {_ours(ours)} |")
+    return ["| number | published | ours |", "|---|---|---|", *lines] if lines else []
 
 
 def _ours(summary):
