@@ -229,6 +229,7 @@ def test_what_is_no_record_is_refused_before_anything_is_written(tmp_path, chang
         (lambda raw: raw["metrics"].update(a="seventy"), "'metrics.a'"),
         (lambda raw: raw["metrics"].update(a=True), "'metrics.a'"),
         (lambda raw: raw["metrics"].update(a=[]), "'metrics.a'"),
+        (lambda raw: raw["metrics"].update(a=10**400), "'metrics.a'"),
         (lambda raw: raw["provenance"].update(seed=0.5), "'provenance.seed' must be int"),
         (lambda raw: raw["curves"].update(sha256="0" * 64), "'curves.sha256'"),
         (lambda raw: raw["curves"].update(names=["other"]), "not the float32 arrays"),

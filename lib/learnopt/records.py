@@ -206,7 +206,9 @@ def _check(path, raw):
     for key, value in raw["metrics"].items():
         if not curve_files.NAME.fullmatch(key):
             raise RecordError(f"{path}: metric {key!r}: names are letters, digits and _ only")
-        if type(value) not in NUMBER and not (type(value) is str and value in NOT_FINITE):
+        huge = type(value) is int and abs(value) >= 2**63
+        named = type(value) is str and value in NOT_FINITE
+        if huge or not (named or type(value) in NUMBER):
             raise RecordError(f"{path}: field 'metrics.{key}' must be a number; {RESTORE}")
 
 
