@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from learnopt import checkpoints
 from learnopt.checkpoints import CheckpointError
 

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+
 from learnopt import provenance, records
 from learnopt.records import RecordError
 
