@@ -92,8 +92,8 @@ def test_training_lowers_the_validation_score(task):
 
 def test_the_best_phi_is_the_one_that_scored_best(task, validation):
     result = train(task, SMALL, validation)
-    opt = lstm_optimizer.lstm(SMALL.inputs, SMALL.out_scale)
-    score = unroll.losses(task, opt, result.phi, validation).sum(1).mean()
+    losses = meta_train.losses(task, SMALL.inputs, SMALL.out_scale, result.phi, validation)
+    score = losses.sum(1).mean()
     torch.testing.assert_close(score, result.history[:, 1].min())
 
 
@@ -143,3 +143,14 @@ def test_clipping_bounds_the_meta_gradient_and_leaves_small_ones_alone(task, val
     tight = train(task, SMALL._replace(clip=1e-12), validation)
     assert torch.equal(free.history, loose.history)
     assert not torch.equal(free.history, tight.history)
+
+
+@pytest.mark.parametrize("n_runs", [1, 4])
+def test_the_fast_evaluation_equals_the_reference(n_runs):
+    task = tasks.quadratic(dtype=F64)
+    runs = unroll.draw_runs(task, n_runs, 12, seed=0)
+    phi = lstm_optimizer.init_phi("log", generator(0), dtype=F64)
+    found = meta_train.losses(task, "log", 0.1, phi, runs)
+    expected = unroll.losses(task, lstm_optimizer.lstm("log", 0.1), phi, runs)
+    assert found.std() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)

@@ -128,6 +128,11 @@ class Window:
         states = [chunk.state() for chunk in self.chunks]
         return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
+    def forget(self) -> None:
+        """Keep the state and drop the history: the next step is the window's first again."""
+        for chunk in self.chunks:
+            chunk.forget()
+
     def backward(self, suffix_sums: Tensor) -> dict[str, Tensor]:
         """``(t, n)`` suffix sums S of the steps taken to the meta-gradient, shaped like phi."""
         parts = (self.out_scale * suffix_sums).split(CHUNK, dim=1)
@@ -155,6 +160,11 @@ class _Chunk:
     def state(self) -> dict[str, Tensor]:
         (h1, c1), (h2, c2) = (layer.state(self.t) for layer in self.layers)
         return {"h1": h1, "c1": c1, "h2": h2, "c2": c2}
+
+    def forget(self) -> None:
+        for layer in self.layers:
+            layer.hidden[0], layer.cells[0] = layer.hidden[self.t], layer.cells[self.t]
+        self.t = 0
 
     def backward(self, cotangents: Tensor) -> dict[str, Tensor]:
         first, second = self.layers

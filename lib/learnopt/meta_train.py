@@ -79,6 +79,22 @@ def window_gradient(fast: lstm_optimizer.Window, gradient: Callable, phi, carry,
     return fast.backward(suffix_sums), end, torch.stack(losses)
 
 
+def losses(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs) -> Tensor:
+    """``unroll.losses`` of an LSTM optimizer by the fast path: ``(n_runs, n_steps)``."""
+    n_runs = len(runs.theta)
+    fast = lstm_optimizer.Window(inputs, out_scale, 1, runs.theta.numel(), runs.theta.dtype)
+    opt, gradient = lstm_optimizer.lstm(inputs, out_scale), _task_gradients(task, n_runs)
+    carry = unroll.start(task, opt, runs.theta.flatten())
+    fast.load(phi, carry.state)
+    theta, seen = carry.theta, []
+    for feed in runs.feeds():
+        grad, loss = gradient(theta, feed.train)
+        seen.append(loss)
+        theta = theta + fast.forward(grad)
+        fast.forget()
+    return torch.stack(seen, dim=-1)
+
+
 class Settings(NamedTuple):
     """How to meta-train. The defaults are the thesis' quadratic, with every update credited."""
 
@@ -163,8 +179,8 @@ def _advance(task, settings, fast, layout, validation, state, bar) -> dict:
     for k in range(state["done"], until):
         flat, adam_state = _trajectory(task, settings, fast, layout, flat, adam_state, k)
         bar.update()
-    opt = lstm_optimizer.lstm(settings.inputs, settings.out_scale)
-    score = unroll.losses(task, opt, layout.views(flat), validation).sum(1).mean().item()
+    phi = layout.views(flat)
+    score = losses(task, settings.inputs, settings.out_scale, phi, validation).sum(1).mean().item()
     score = score if math.isfinite(score) else math.inf
     better = score < state["best_score"]
     bar.set_postfix(score=f"{score:.4g}")
