@@ -19,10 +19,11 @@ CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb")
 
 
 def run(*arguments):
-    # An "agg" from the shell must not keep the figures out of the outputs
+    # Settings of a shell that must not reach a chapter: no figures, several threads
+    shell = {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "3"}
     return subprocess.run(
         [sys.executable, "-m", "booktools.notebooks", *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True, text=True, timeout=300, env=os.environ | shell,
     )  # fmt: skip
 
 
@@ -192,7 +193,9 @@ def test_a_second_run_with_the_same_results_changes_nothing(tmp_path):
 
 
 def test_the_smoke_preset_reaches_the_chapter_and_is_never_stored(tmp_path):
-    path = chapter_maker.write_whole(tmp_path, "01_small", "print(preset, n_steps)")
+    path = chapter_maker.write_whole(
+        tmp_path, "01_small", "import os; print(preset, n_steps, os.environ['OMP_NUM_THREADS'])"
+    )
     before = path.read_bytes()
 
     refused = run("--notebooks", tmp_path, "run", "--preset", "smoke", "--store")
@@ -201,7 +204,7 @@ def test_the_smoke_preset_reaches_the_chapter_and_is_never_stored(tmp_path):
     assert refused.returncode == 2 and "--store" in refused.stderr
     assert result.returncode == 0, result.stderr
     assert path.read_bytes() == before
-    assert "smoke 1" in (tmp_path / "out" / "smoke" / "01_small.ipynb").read_text()
+    assert "smoke 1 1" in (tmp_path / "out" / "smoke" / "01_small.ipynb").read_text()
 
 
 def test_a_preset_that_is_missing_is_refused_before_anything_runs(tmp_path):

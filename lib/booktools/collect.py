@@ -1,8 +1,7 @@
 """Copies the records that finished runs have left in their folders into the book's results."""
 
-from learnopt import atomic, records
-
 from booktools.chapters import InputError
+from learnopt import atomic, records
 
 
 def collect(runs, root=None):

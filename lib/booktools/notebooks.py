@@ -12,10 +12,9 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from learnopt import atomic
-
 from booktools import chapters, form, normalise, presets
 from booktools.chapters import InputError
+from learnopt import atomic
 
 
 def main(argv=None):

@@ -24,10 +24,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from learnopt import atomic
-
 from booktools import chapters
 from booktools.chapters import InputError
+from learnopt import atomic
 
 JOB, STARTED, DONE, FAILED = "job.json", "started.json", "done.json", "failed.json"
 
