@@ -9,7 +9,7 @@ LIB = Path(__file__).parents[1] / "lib"
 
 # A new file: put its name on the lowest floor that is above everything it imports.
 FLOORS = [
-    {"layout", "seeding", "atomic", "curves", "download", "palette", "provenance"},
+    {"layout", "seeding", "matmul", "atomic", "curves", "download", "palette", "provenance"},
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
     {"hypergrad"},

@@ -139,9 +139,11 @@ def test_adams_state_may_come_back_in_any_order():
     theta, batches = _problem(torch.float64)
     gradient = torch.func.grad(_loss)(theta, batches[0])
     _, state = opt.update(phi, gradient, opt.init(theta), theta)
-    delta, _ = opt.update(phi, gradient, state, theta)
-    again, _ = opt.update(phi, gradient, dict(sorted(state.items())), theta)
+    delta, moved = opt.update(phi, gradient, state, theta)
+    again, same = opt.update(phi, gradient, dict(sorted(state.items())), theta)
     assert torch.equal(delta, again)
+    assert moved.keys() == same.keys() == state.keys()
+    assert all(torch.equal(moved[name], same[name]) for name in moved)
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam"])

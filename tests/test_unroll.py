@@ -62,10 +62,12 @@ def test_a_step_that_is_not_judged_costs_no_extra_loss():
     step = unroll.make_step(task._replace(loss=counted), optimizers.sgd())
     carry = unroll.start(task, optimizers.sgd(), task.init(None))
     centre = torch.zeros(1, dtype=F64)
-    end = step(hyperparameters(0.1, dtype=F64), carry, Feed(centre))
-    assert len(calls) == 1 and end.meta_loss == 0
+    for feed in (Feed(centre), Feed(centre, centre, weight=0.0)):
+        end = step(hyperparameters(0.1, dtype=F64), carry, feed)
+        assert end.meta_loss == 0
+    assert len(calls) == 2  # one for each step's gradient
     step(hyperparameters(0.1, dtype=F64), carry, Feed(centre, centre, weight=1.0))
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_a_run_records_before_each_step():

@@ -29,6 +29,7 @@ class Rule(NamedTuple):
     momentum: float | None = None
 
     def phi(self, lr: float, dtype=None) -> dict[str, Tensor]:
+        """The rule's hyperparameters at this learning rate."""
         return optimizers.hyperparameters(lr, self.momentum, dtype)
 
 

@@ -107,6 +107,7 @@ def legend(lines) -> str:
 
 
 def stroke(line: Line, width: float = STROKE) -> str:
+    """The SVG attributes that draw this line; ``width`` in pixels."""
     if line.as_dots:
         ends = f'stroke-width="{4 * width}" stroke-linecap="round"'
     else:
