@@ -77,7 +77,7 @@ def curves(
             steps = np.arange(values.shape[1]) if x is None else _array(x)
             low, middle, high = middle_of(values)
             _line(ax, steps, middle, label, look)
-            ax.fill_between(steps, low, high, color=look.colour, alpha=0.2, linewidth=0)
+            ax.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
         legend = words.format(n=" or ".join(f"{n:,}" for n in sorted(counts)))
         return _finish(ax, x_label, y_label, title, log_x, log_y, 2, legend)
 
