@@ -17,7 +17,7 @@ import nbformat
 import psutil
 import pytest
 
-from booktools import batch, collect, plan, progress
+from booktools import batch, collect, lock, plan, progress
 from booktools.chapters import InputError
 from learnopt import records
 
@@ -253,7 +253,7 @@ def engine(tmp_path, monkeypatch):
     """The seeds that the engine was given, batch by batch; each run is marked as finished."""
     given = []
 
-    def finish(runs, arguments, options, lock):
+    def finish(runs, arguments, options, descriptor):
         given.append([run.seed for run in runs])
         for run in runs:
             fingerprint = plan.fingerprint(run.notebook, run.parameters)
@@ -355,6 +355,15 @@ def test_a_run_does_not_go_on_with_checkpoints_of_other_code(tmp_path):
     with pytest.raises(InputError, match="the code changed since the batch was planned"):
         plan.begin(tmp_path, {}, {"library": "new"})
     plan.begin(tmp_path, {}, {"library": "old"})
+
+
+def test_a_stale_run_that_is_still_going_on_somewhere_is_left_alone(engine, capsys):
+    batch.main([])
+    folder = Path("runs/quick/01_small/seed0")
+    with lock.held(folder / plan.LOCK):
+        assert batch.main(["-p", "lr", "0.5"]) == 2
+    assert "a job of an earlier batch still runs there" in capsys.readouterr().err
+    assert (folder / "done.json").exists() and engine == [[0]]
 
 
 # ---- progress

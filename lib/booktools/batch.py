@@ -10,16 +10,13 @@ Exit code: 0 if every run is finished, 1 if one is not, 2 if something was asked
 """
 
 import argparse
-import contextlib
-import fcntl
 import importlib.util
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
-from booktools import chapters, plan, presets, progress
+from booktools import chapters, lock, plan, presets, progress
 from booktools.chapters import InputError
 
 MAX_SEED = 2**32 - 1  # the largest that numpy takes
@@ -35,8 +32,8 @@ def main(argv=None):
         runs = planned(arguments)
         if arguments.dry_run:
             return show(runs)
-        with only_batch(arguments.runs) as lock:
-            run_all(runs, arguments, argv[cut + 1 :], lock)
+        with only_batch(arguments.runs) as descriptor:
+            run_all(runs, arguments, argv[cut + 1 :], descriptor)
         plan.code_hash.cache_clear()  # the library may have been edited meanwhile
         finished = [run for run in runs if plan.state(run).name == "finished"]
         report(runs, arguments.runs)
@@ -136,24 +133,13 @@ def show(runs):
     return 0
 
 
-@contextlib.contextmanager
 def only_batch(folder):
-    """Hold the lock on a folder of runs. Raises InputError if another batch keeps it."""
+    """A context in which no other batch uses this folder of runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise InputError(f"{folder}: another batch is running there") from None
-                time.sleep(0.1)
-        yield file.fileno()
+    return lock.held(folder / "lock", f"{folder}: another batch is running there", LOCK_SECONDS)
 
 
-def run_all(runs, arguments, engine_options, lock):
+def run_all(runs, arguments, engine_options, descriptor):
     """Run what is not finished, or not by the present code with the present parameters."""
     states = [plan.state(run) for run in runs]
     todo = [run for run, state in zip(runs, states, strict=True) if state.name != "finished"]
@@ -166,10 +152,10 @@ def run_all(runs, arguments, engine_options, lock):
         plan.write_json(run.folder / plan.JOB, run.job())
     print(f"{len(runs)} runs: {len(runs) - len(todo)} finished before, {len(todo)} to run")
     if todo:
-        engine(todo, arguments, engine_options, lock)
+        engine(todo, arguments, engine_options, descriptor)
 
 
-def engine(runs, arguments, options, lock):
+def engine(runs, arguments, options, descriptor):
     """Let Snakemake run the jobs, under a guard that ends them when this process ends."""
     root = arguments.runs.resolve()
     targets = [str((run.folder / plan.DONE).relative_to(root)) for run in runs]
@@ -186,7 +172,7 @@ def engine(runs, arguments, options, lock):
         subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
-            start_new_session=True, pass_fds=[lock],
+            start_new_session=True, pass_fds=[descriptor],
         ) as guard,
     ):  # fmt: skip
         progress.watch(runs, arguments.jobs, lambda timeout: _has_ended(guard, timeout))

@@ -6,7 +6,6 @@ runs the job that a batch has described in FOLDER/job.json (plan.py says what el
 """
 
 import contextlib
-import fcntl
 import os
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from jupyter_client.kernelspec import KernelSpec
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from booktools import plan
+from booktools import lock, plan
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
@@ -87,7 +86,7 @@ def describe(error):
 def run_job(folder):
     """Run the job in `folder` unless it is finished; return whether it is."""
     job = plan.read_json(folder / plan.JOB)
-    with _locked(folder / "lock"):
+    with lock.held(folder / plan.LOCK):
         notebook = Path(job["notebook"])
         fingerprint = plan.fingerprint(notebook, job["parameters"])
         if plan.done(folder, fingerprint):
@@ -107,14 +106,6 @@ def run_job(folder):
         result = job | {"fingerprint": fingerprint, "seconds": round(seconds, 3)}
         plan.write_json(folder / plan.DONE, result)
         return True
-
-
-@contextlib.contextmanager
-def _locked(path):
-    """Wait until no other process runs this job: one that outlived its batch, here or elsewhere."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

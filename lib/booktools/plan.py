@@ -24,11 +24,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from booktools import chapters
+from booktools import chapters, lock
 from booktools.chapters import InputError
 from learnopt import atomic
 
 JOB, STARTED, DONE, FAILED = "job.json", "started.json", "done.json", "failed.json"
+LOCK = "lock"  # held by the job that runs in the folder
 
 
 class Run(NamedTuple):
@@ -110,10 +111,11 @@ def running_seconds(folder):
 
 def set_aside(folder):
     """Rename the folder of a stale run, so that nothing in it is lost or taken up again."""
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
-        number += 1
-    folder.rename(target)
+    with lock.held(folder / LOCK, f"{folder}: a job of an earlier batch still runs there", 0):
+        number = 1
+        while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
+            number += 1
+        folder.rename(target)
     return target
 
 
