@@ -9,7 +9,7 @@ LIB = Path(__file__).parents[1] / "lib"
 
 # A new file: put its name on the lowest floor that is above everything it imports.
 FLOORS = [
-    {"layout", "seeding", "matmul", "atomic", "curves", "download", "palette", "provenance"},
+    set("layout seeding matmul atomic curves download measure palette provenance".split()),
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
     {"hypergrad"},
