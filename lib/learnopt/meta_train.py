@@ -79,20 +79,25 @@ def window_gradient(fast: lstm_optimizer.Window, gradient: Callable, phi, carry,
     return fast.backward(suffix_sums), end, torch.stack(losses)
 
 
-def losses(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs) -> Tensor:
-    """``unroll.losses`` of an LSTM optimizer by the fast path: ``(n_runs, n_steps)``."""
+def trajectories(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs):
+    """``unroll.trajectories`` of an LSTM optimizer by the fast path."""
     n_runs = len(runs.theta)
     fast = lstm_optimizer.Window(inputs, out_scale, 1, runs.theta.numel(), runs.theta.dtype)
     opt, gradient = lstm_optimizer.lstm(inputs, out_scale), _task_gradients(task, n_runs)
-    carry = unroll.start(task, opt, runs.theta.flatten())
-    fast.load(phi, carry.state)
-    theta, seen = carry.theta, []
+    theta = runs.theta.flatten()
+    fast.load(phi, opt.init(theta))
+    seen = []
     for feed in runs.feeds():
         grad, loss = gradient(theta, feed.train)
         seen.append(loss)
         theta = theta + fast.forward(grad)
         fast.forget()
-    return torch.stack(seen, dim=-1)
+    return torch.stack(seen, dim=-1), theta.view(n_runs, -1)
+
+
+def losses(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs) -> Tensor:
+    """The losses of ``trajectories``."""
+    return trajectories(task, inputs, out_scale, phi, runs)[0]
 
 
 class Settings(NamedTuple):

@@ -119,16 +119,21 @@ def draw_runs(task: Task, n_runs: int, n_steps: int, seed: int, stream: str = "t
     return Runs(torch.stack(thetas), batches)
 
 
-def losses(task: Task, opt: Optimizer, phi, runs: Runs) -> Tensor:
-    """Loss before each update, ``(n_runs, n_steps)``, of all runs side by side under one phi.
+def trajectories(task: Task, opt: Optimizer, phi, runs: Runs) -> tuple[Tensor, Tensor]:
+    """All runs side by side under one phi: losses ``(n_runs, n_steps)`` and last theta.
 
-    With a leading axis on every leaf of phi (as made by ``torch.stack``) use ``grid_losses``.
-    A run that diverges gives inf or NaN from there on; nothing is raised.
+    The losses are those before each update. A run that diverges gives inf or NaN from there on;
+    nothing is raised. With a leading axis on every leaf of phi use ``grid_losses``.
     """
     step = vmap(make_step(task, opt), in_dims=(None, 0, PER_RUN))
     carry = vmap(partial(start, task, opt))(runs.theta)
-    _, recorded = run(step, phi, carry, runs.feeds(), _record_loss(vmap(task.loss)))
-    return torch.stack(recorded, dim=-1)
+    end, recorded = run(step, phi, carry, runs.feeds(), _record_loss(vmap(task.loss)))
+    return torch.stack(recorded, dim=-1), end.theta
+
+
+def losses(task: Task, opt: Optimizer, phi, runs: Runs) -> Tensor:
+    """The losses of ``trajectories``."""
+    return trajectories(task, opt, phi, runs)[0]
 
 
 def grid_losses(task: Task, opt: Optimizer, phis, runs: Runs) -> Tensor:
