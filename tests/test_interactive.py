@@ -130,3 +130,18 @@ def test_forty_pictures_stay_under_sixty_kilobytes():
 def test_what_does_not_fit_is_refused_with_a_clear_message(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_the_live_version_draws_at_once_and_again_at_every_move():
+    calls = []
+
+    def picture(lr, steps):
+        calls.append((lr, steps))
+        return b"png %d" % len(calls)
+
+    box = interactive.live(picture, lr=(0.0, 1.0, 0.1), steps=(1, 9, 1))
+    lr, steps, image = box.children
+    assert calls == [(0.5, 5)] and image.value == b"png 1"
+    steps.value = 7
+    lr.value = 0.2
+    assert calls[1:] == [(0.5, 7), (0.2, 7)] and image.value == b"png 3"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from learnopt.measure import median_seconds, peak_bytes
+from learnopt.measure import cpu_seconds, peak_bytes
 
 
 def test_two_tensors_alive_together_count_twice_and_one_after_the_other_once():
@@ -43,9 +43,15 @@ def test_it_sees_through_torch_func():
     assert peak_bytes(lambda: work(torch.ones(10, 1000))) >= 3 * 40_000  # in, saved, gradient
 
 
-def test_seconds_are_a_median_after_a_warm_up():
-    naps = iter([0.2, 0.0, 0.02, 0.2])
-    assert 0.02 <= median_seconds(lambda: time.sleep(next(naps)), n_repeats=3) < 0.1
+def test_time_is_a_median_after_a_warm_up_and_sleep_costs_nothing():
+    def burn(seconds):
+        start = time.process_time()
+        while time.process_time() - start < seconds:
+            pass
+
+    work = iter([0.3, 0.0, 0.02, 0.3])
+    assert 0.02 <= cpu_seconds(lambda: burn(next(work)), n_repeats=3) < 0.1
+    assert cpu_seconds(lambda: time.sleep(0.05), n_repeats=1) < 0.02
 
 
 def test_an_error_inside_is_not_swallowed():

@@ -83,18 +83,20 @@ def curves(
 
 
 def show(fig, alt: str) -> None:
-    """Put the figure into the cell's output, with a text for those who cannot see it.
+    """Put the figure into the cell's output, with a text for those who cannot see it."""
+    details = {"alt": alt, "width": round(fig.get_figwidth() * PIXELS_PER_INCH)}
+    data = {"image/png": png(fig), "text/plain": f"Figure: {alt}"}
+    display(data, metadata={"image/png": details}, raw=True)
 
-    The PNG holds no date and no random id: the same arrays give the same bytes.
-    """
-    drawn, png = io.BytesIO(), io.BytesIO()
+
+def png(fig) -> bytes:
+    """The figure as a PNG, with no date and no random id: the same arrays give the same bytes."""
+    drawn, small = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):  # ticks are made when the figure is drawn
         fig.savefig(drawn, dpi=SHARPNESS * PIXELS_PER_INCH)
     # 64 colours are enough for a line plot and make the file three times smaller
-    Image.open(drawn).convert("RGB").quantize(64).save(png, "PNG", optimize=True)
-    details = {"alt": alt, "width": round(fig.get_figwidth() * PIXELS_PER_INCH)}
-    data = {"image/png": png.getvalue(), "text/plain": f"Figure: {alt}"}
-    display(data, metadata={"image/png": details}, raw=True)
+    Image.open(drawn).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def table(header, rows) -> None:

@@ -8,14 +8,18 @@
 Every position of the knobs is drawn beforehand, as SVG paths; a few lines of script swap them. The
 figure keeps a white card of its own, so it reads the same on a light and on a dark page. Without
 script (a preview that removes it) the first picture stays. The same arrays give the same bytes.
+
+`live` is for those who run the notebook: it draws anew at every move, and needs a kernel.
 """
 
 import hashlib
 import html
 import json
+from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
+import ipywidgets as widgets
 import numpy as np
 
 from learnopt import svg
@@ -105,6 +109,32 @@ def slider(
     note = [] if notes is None else [_note(data["notes"][frame])]
     picture = svg.plot(described, *axes, x_label, y_label, drawn)
     return Interactive(title, _card(title, [_legend(drawn), picture, *inputs, *note], data))
+
+
+def live(picture: Callable, **ranges) -> widgets.VBox:
+    """Sliders over a picture that is drawn anew at every move; shows nothing without a kernel.
+
+    ``picture(**values)`` returns the bytes of a PNG; ranges: name -> (low, high, step), the start
+    in the middle. No output is captured, as ``ipywidgets.interact`` does: that has left a notebook
+    waiting for ever when it was executed without a browser.
+    """
+    sliders = {name: _live_slider(name, *limits) for name, limits in ranges.items()}
+    image = widgets.Image(format="png", layout={"max_width": "40rem"})
+
+    def draw(change=None):
+        image.value = picture(**{name: slider.value for name, slider in sliders.items()})
+
+    for slider in sliders.values():
+        slider.observe(draw, "value")
+    draw()
+    return widgets.VBox([*sliders.values(), image])
+
+
+def _live_slider(name, low, high, step):
+    whole = all(isinstance(value, int) for value in (low, high, step))
+    make = widgets.IntSlider if whole else widgets.FloatSlider
+    middle = low + step * round((high - low) / step / 2)  # on the slider's grid
+    return make(middle, min=low, max=high, step=step, description=name, continuous_update=False)
 
 
 def _frames(label, x, y, axes, counts, as_dots) -> list[str]:

@@ -53,14 +53,14 @@ def peak_bytes(work: Callable) -> int:
     return watch.peak
 
 
-def median_seconds(work: Callable, n_repeats: int = 5) -> float:
-    """Wall-clock seconds of ``work()``, the median of some repeats after one that is not counted.
+def cpu_seconds(work: Callable, n_repeats: int = 5) -> float:
+    """Processor time of ``work()``, the median of some repeats after one that is not counted.
 
-    On a GPU, let ``work`` end with ``torch.cuda.synchronize()``.
+    The time of all threads of this process; waiting, for other processes or a GPU, is not in it.
     """
     times = []
     for _ in range(n_repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         work()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times[1:])
