@@ -54,7 +54,7 @@ def test_the_window_gradient_equals_reverse_mode(rule, n_tasks):
     runs = unroll.draw_runs(task, n_tasks, 11, seed=0)
     batches = [feed.train for feed in runs.feeds()]
     fast = lstm_optimizer.Window("raw", 1.0, 10, 10 * n_tasks, F64)
-    gradient = meta_train._task_gradients(task, n_tasks)
+    gradient = meta_train.task_gradients(task, n_tasks)
     window = windows(rule, 10, 10)[-1]
     found, _, losses = meta_train.window_gradient(
         fast, gradient, phi, unroll.start(task, opt, runs.theta.flatten()), batches, window.weights

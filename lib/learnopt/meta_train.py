@@ -83,7 +83,7 @@ def trajectories(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Ru
     """``unroll.trajectories`` of an LSTM optimizer by the fast path."""
     n_runs = len(runs.theta)
     fast = lstm_optimizer.Window(inputs, out_scale, 1, runs.theta.numel(), runs.theta.dtype)
-    opt, gradient = lstm_optimizer.lstm(inputs, out_scale), _task_gradients(task, n_runs)
+    opt, gradient = lstm_optimizer.lstm(inputs, out_scale), task_gradients(task, n_runs)
     theta = runs.theta.flatten()
     fast.load(phi, opt.init(theta))
     seen = []
@@ -207,7 +207,7 @@ def _trajectory(task, settings, fast, layout, flat, adam_state, k):
     batches = [feed.train for feed in runs.feeds()]
     opt = lstm_optimizer.lstm(s.inputs, s.out_scale)
     carry = unroll.start(task, opt, runs.theta.flatten())
-    gradient = _task_gradients(task, s.n_tasks)
+    gradient = task_gradients(task, s.n_tasks)
     meta_phi = optimizers.hyperparameters(s.lr, dtype=flat.dtype)
     for window in windows(s.rule, s.n_steps, s.n_unroll):
         meta_grad, carry, _ = window_gradient(
@@ -220,7 +220,7 @@ def _trajectory(task, settings, fast, layout, flat, adam_state, k):
     return flat, adam_state
 
 
-def _task_gradients(task: Task, n_tasks: int) -> Callable:
+def task_gradients(task: Task, n_tasks: int) -> Callable:
     """(theta of all tasks in one vector, stacked batch) -> (gradients in one vector, losses)."""
 
     def gradient(theta, batch):

@@ -1,0 +1,140 @@
+"""Time the library's hot paths side by side: `make bench`, or `python -m booktools.bench`.
+
+Every work is done in two or more ways in turn, A B A B ..., on one thread; the figures are CPU time
+(so that a busy machine distorts them less), as ratios to the first way: median, lowest, highest
+over the rounds. Absolute times are not printed: they belong to the machine. The machine's own limit
+is measured in the same run: a large matrix product, in operations a second.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from learnopt import hypergrad, lstm_optimizer, meta_train, optimizers, tasks, unroll
+from learnopt.seeding import generator
+
+N_UNROLL = 20
+
+
+def seconds(work) -> float:
+    """CPU time of one call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def compare(title: str, ways: dict, rounds: int) -> dict[str, float]:
+    """Print the ratios to the first way; returns the median seconds of each."""
+    spent = {name: [] for name in ways}
+    for work in ways.values():  # warm up
+        work()
+    for _ in range(rounds):
+        for name, work in ways.items():
+            spent[name].append(seconds(work))
+    first = next(iter(ways))
+    print(f"\n{title}")
+    for name, times in spent.items():
+        ratios = [t / t0 for t, t0 in zip(times, spent[first], strict=True)]
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"  {name:<52} {middle:6.2f}  ({low:.2f} to {high:.2f})")
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def classifier(sizes, n_images=2000):
+    """A network on random images: times do not depend on what they show."""
+    x = torch.rand(n_images, sizes[0], generator=generator(0, "images"))
+    y = torch.randint(0, sizes[-1], (n_images,), generator=generator(0, "labels"))
+
+    def batches(g, n):
+        order = torch.randint(0, n_images, (n, 128), generator=g)
+        return [(x[rows], y[rows]) for rows in order]
+
+    return tasks.mlp(sizes, batches=batches)
+
+
+def matmul_rate() -> float:
+    """Multiply-adds a second, times 2, of the faster of two products of 1024 x 1024 matrices."""
+    a = torch.randn(1024, 1024)
+    ways = [lambda: a @ a.T]
+    try:
+        torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], "")
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, a, None, "none", [], ""))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        pass
+    return max(2 * 1024**3 / min(seconds(way) for _ in range(9)) for way in ways)
+
+
+def lstm_window(rounds: int) -> None:
+    """The meta-gradient of one window of 20 steps, 784-20-10: 15,910 coordinates."""
+    task = classifier([784, 20, 10])
+    phi = lstm_optimizer.init_phi("log", generator(0))
+    opt = lstm_optimizer.lstm("log", 0.1)
+    carry = unroll.start(task, opt, task.init(generator(0)))
+    batches = task.batches(generator(0), N_UNROLL + 1)
+    feeds = [unroll.Feed(batches[t], batches[t + 1], 1.0) for t in range(N_UNROLL)]
+    fast = lstm_optimizer.Window("log", 0.1, N_UNROLL, task.layout.size)
+    gradient = meta_train.task_gradients(task, 1)
+    stacked = [(x[None], y[None]) for x, y in batches]
+    weights = (1.0,) * N_UNROLL
+    step = unroll.make_step(task, opt, second_order=False)
+    ways = {
+        "hand-written window": lambda: meta_train.window_gradient(
+            fast, gradient, phi, carry, stacked, weights
+        ),
+        "autograd through the same steps (hypergrad.reverse)": lambda: hypergrad.reverse(
+            step, phi, carry, feeds
+        ),
+    }
+    spent = compare("LSTM window, 784-20-10, 20 steps, meta-gradient", ways, rounds)
+    operations = 3 * 2 * 4980 * task.layout.size * N_UNROLL
+    rate = operations / spent["hand-written window"]
+    print(f"  the window reaches {100 * rate / matmul_rate():.0f} % of the machine's matmul rate")
+
+
+def populations(rounds: int) -> None:
+    """64 learning rates of a small network, 20 steps: one batched pass against one by one."""
+    task, opt = classifier([64, 20, 10]), optimizers.momentum()
+    runs = unroll.draw_runs(task, 1, 20, seed=0)
+    each = [optimizers.hyperparameters(lr, 0.9) for lr in torch.logspace(-3, 0, 64).tolist()]
+    phis = {name: torch.stack([phi[name] for phi in each]) for name in each[0]}
+    ways = {
+        "one batched pass": lambda: unroll.grid_losses(task, opt, phis, runs),
+        "64 runs one after another": lambda: [unroll.losses(task, opt, p, runs) for p in each],
+    }
+    compare("Population of 64 learning rates, 64-20-10, 20 steps", ways, rounds)
+
+
+def hypergradients(rounds: int) -> None:
+    """d loss after 10 steps / d (log_lr, logit_momentum) of a 784-100-100-10 network."""
+    task, opt = classifier([784, 100, 100, 10]), optimizers.momentum()
+    phi = optimizers.hyperparameters(0.1, 0.9)
+    carry = unroll.start(task, opt, task.init(generator(0)))
+    batches = task.batches(generator(0), 11)
+    feeds = [unroll.Feed(batches[t], batches[t + 1], float(t == 9)) for t in range(10)]
+    step = unroll.make_step(task, opt)
+    ways = {
+        "plain training": lambda: unroll.run(step, phi, carry, feeds),
+        "reverse": lambda: hypergrad.reverse(step, phi, carry, feeds),
+        "forward, 2 knobs": lambda: hypergrad.forward(step, phi, carry, feeds),
+        "central difference": lambda: hypergrad.central_difference(step, phi, carry, feeds),
+    }
+    compare("Hypergradient of 10 steps, 784-100-100-10, 2 knobs", ways, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each comparison")
+    rounds = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time, ratio to the first way")
+    print(f"matmul rate of this machine: {matmul_rate() / 1e9:.0f} GFLOP/s")
+    for work in (lstm_window, populations, hypergradients):
+        work(rounds)
+
+
+if __name__ == "__main__":
+    main()
