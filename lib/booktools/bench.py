@@ -130,7 +130,7 @@ def main() -> None:
     if rounds < 1:
         parser.error("--rounds must be 1 or more")
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time, ratio to the first way")
+    print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time over the first")
     print(f"matmul rate of this machine: {matmul_rate() / 1e9:.0f} GFLOP/s")
     for work in (lstm_window, populations, hypergradients):
         work(rounds)
