@@ -107,4 +107,4 @@ def test_a_table_escapes_its_texts_and_rounds_its_numbers(shown):
     figures.table(["method", "loss"], [["a < b", 1.23456], ["c", 2]])
     ((data, _),) = shown
     assert data["text/plain"] == "method | loss\na < b | 1.235\nc | 2"
-    assert "<td>a &lt; b</td><td>1.235</td>" in data["text/html"]
+    assert '<td>a &lt; b</td><td style="white-space:nowrap">1.235</td>' in data["text/html"]

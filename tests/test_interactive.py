@@ -39,12 +39,19 @@ def test_every_position_of_the_knob_has_its_own_path_and_what_is_fixed_is_stored
     assert len(fixed) == 1
 
 
+def test_what_only_one_of_two_knobs_moves_is_stored_once_for_each_of_its_values():
+    values = np.arange(3.0)[:, None] + STEPS  # moved by the second knob alone
+    data = stored(make(knobs={"a": [1, 2], "b": [1, 2, 3]}, lines={"y": (STEPS, values)}))
+    assert len(data["paths"][0]) == 3 and data["at"][0] == [0, 1, 2, 0, 1, 2]
+
+
 def test_two_knobs_make_a_grid_with_the_last_knob_fastest():
     values = np.arange(6.0).reshape(2, 3, 1) + STEPS
     figure = make(knobs={"a": [1, 2], "b": [1, 2, 3]}, lines={"y": (STEPS, values)})
-    paths = stored(figure)["paths"][0]
+    data = stored(figure)
+    paths = [data["paths"][0][k] for k in data["at"][0]]
     ys = [int(re.match(r"M\d+ (\d+)", path)[1]) for path in paths]
-    assert len(paths) == 6 and ys == sorted(ys, reverse=True)  # upwards is a smaller y
+    assert len(set(paths)) == 6 and ys == sorted(ys, reverse=True)  # upwards is a smaller y
 
 
 def test_the_first_picture_is_drawn_without_any_script():
@@ -99,7 +106,7 @@ def test_the_inputs_have_names_and_values_for_a_screen_reader():
 
 
 def test_tensors_are_taken_too():
-    figure = make(lines={"loss": (torch.arange(5), torch.ones(3, 5, requires_grad=True))})
+    figure = make(lines={"loss": (torch.arange(5), torch.rand(3, 5, requires_grad=True))})
     assert len(stored(figure)["paths"][0]) == 3
 
 

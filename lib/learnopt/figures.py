@@ -106,12 +106,16 @@ def table(header, rows) -> None:
     """
     texts = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in rows]
     names = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in texts
-    )
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in texts)
     plain = "\n".join(" | ".join(row) for row in [list(header), *texts])
     page = f'<table class="dataframe"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
     display({"text/html": page, "text/plain": plain}, raw=True)
+
+
+def _cell(text: str) -> str:
+    # a number with its interval stays on one line
+    style = ' style="white-space:nowrap"' if text[:1] in tuple("+-0123456789") else ""
+    return f"<td{style}>{html.escape(text)}</td>"
 
 
 def _mean_and_error(values):

@@ -52,7 +52,7 @@ for (const root of document.querySelectorAll('[data-otl="KEY"]')) {
       input.setAttribute('aria-valuetext', text);
     });
     root.querySelectorAll('path[data-line]').forEach((path, k) =>
-      path.setAttribute('d', data.paths[k][data.paths[k].length > 1 ? frame : 0]));
+      path.setAttribute('d', data.paths[k][data.at[k] ? data.at[k][frame] : 0]));
     if (data.notes) root.querySelector('.otl-note').textContent = data.notes[frame];
   };
   inputs.forEach((input) => input.addEventListener('input', draw));
@@ -94,15 +94,17 @@ def slider(
     arrays = {label: [_array(values) for values in pair] for label, pair in lines.items()}
     xs, ys = zip(*arrays.values(), strict=True)
     axes = svg.axes(xs, ys, x_range, y_range, log_x, log_y)
+    frames = {k: _frames(k, *pair, axes, counts, k in dots) for k, pair in arrays.items()}
+    stored = [_unique(paths) for paths in frames.values()]
     data = {
         "knobs": [[_shown(v) for v in values] for values in knobs.values()],
-        "paths": [_frames(label, *arrays[label], axes, counts, label in dots) for label in lines],
+        "paths": [paths for paths, _ in stored],
+        "at": [at for _, at in stored],
         "notes": None if notes is None else _notes(notes, counts),
     }
-    first = [paths[frame if len(paths) > 1 else 0] for paths in data["paths"]]
     drawn = [
-        svg.Line(label, look, label in dots, path)
-        for (label, look), path in zip(looks(lines).items(), first, strict=True)
+        svg.Line(label, look, label in dots, frames[label][frame])
+        for label, look in looks(lines).items()
     ]
     described = f"{title}. {y_label} against {x_label}: {', '.join(lines)}."
     inputs = [_input(*knob) for knob in zip(knobs, data["knobs"], start, strict=True)]
@@ -138,17 +140,22 @@ def _live_slider(name, low, high, step):
 
 
 def _frames(label, x, y, axes, counts, as_dots) -> list[str]:
-    """The path at each position of the knobs, the last knob fastest; only one if none varies."""
+    """The path at each position of the knobs, the last knob fastest."""
     x, y = np.broadcast_arrays(np.atleast_1d(x), np.atleast_1d(y))
     lead = [1] * (len(counts) + 1 - x.ndim) + list(x.shape[:-1])
     if len(lead) != len(counts) or any(n not in (1, m) for n, m in zip(lead, counts, strict=True)):
         raise ValueError(f"line {label!r}: shape {x.shape} does not fit knobs of {counts} values")
-    if any(n > 1 for n in lead):
-        x, y = (np.broadcast_to(part, (*counts, x.shape[-1])) for part in (x, y))
-    x, y = (
-        axis.place(part.reshape(-1, x.shape[-1])) for axis, part in zip(axes, (x, y), strict=True)
-    )
-    return [svg.path(*pair, as_dots) for pair in zip(x, y, strict=True)]
+    places = np.stack([axes[0].place(x), axes[1].place(y)], -2).reshape(-1, 2, x.shape[-1])
+    paths = [svg.path(*place, as_dots) for place in places]
+    at = np.broadcast_to(np.arange(len(paths)).reshape(lead), counts)
+    return [paths[k] for k in at.flat]
+
+
+def _unique(paths) -> tuple[list[str], list[int] | None]:
+    """The different paths, and which of them each position shows; None if there is only one."""
+    different = list(dict.fromkeys(paths))
+    at = [different.index(path) for path in paths]
+    return different, at if len(different) > 1 else None
 
 
 def _legend(drawn) -> str:

@@ -38,7 +38,9 @@ class Axis(NamedTuple):
 
     def ticks(self) -> list[tuple[float, str]]:
         """(position, label) of about six round values."""
-        locator = ticker.LogLocator(numticks=7) if self.log else ticker.MaxNLocator(6)
+        few_decades = self.log and self.high < 100 * self.low
+        log = ticker.LogLocator(subs=(1, 2, 5) if few_decades else (1,), numticks=7)
+        locator = log if self.log else ticker.MaxNLocator(6)
         values = locator.tick_values(self.low, self.high)
         slack = 1e-9 * (self.high - self.low)
         inside = [v for v in values if self.low - slack <= v <= self.high + slack]
