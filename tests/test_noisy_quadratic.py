@@ -352,6 +352,14 @@ def test_a_population_is_its_runs_one_by_one():
         torch.testing.assert_close(both.momenta[:, k], path.momenta, rtol=1e-9, atol=1e-12)
 
 
+def test_a_policy_of_python_floats_loses_no_digits():
+    model, moments = some_model(), nq.start(drawn(6, name="mean"))
+    path = nq.follow(model, moments, nq.decaying(0.3, 0.8), 1)
+    exact = torch.tensor([0.3, 0.8], dtype=F64)
+    torch.testing.assert_close(torch.cat([path.lrs, path.momenta]), exact, rtol=0, atol=0)
+    assert nq.tune(model, moments, 3, [0.3], [0.8]) == (0.3, 0.8, 1.0)
+
+
 def test_horizon_one_is_greedy():
     model = nq.fisher_noise(nq.chebyshev(30, 100.0), 0.1)
     start = nq.start(torch.ones(30, dtype=F64))

@@ -5,9 +5,9 @@
 
 Wu et al. 2018, section 2. The loss is 1/2 sum_i h_i (theta_i - c_i)^2, its centre c_i of variance
 sigma_i^2 drawn anew at each step (``tasks.noisy_quadratic``). Under the heavy ball the second
-moments of theta_i and of its velocity then move by a linear recursion of their own. What is judged
-is the *excess* loss 1/2 sum h_i E[theta_i^2], without the constant 1/2 sum h_i sigma_i^2. Leading
-axes are the runs of a population; its rates and momenta are ``(..., 1)``.
+moments of theta_i and its velocity obey a linear recursion. What is judged is the *excess* loss
+1/2 sum h_i E[theta_i^2], which leaves out the constant 1/2 sum h_i sigma_i^2. Leading axes are the
+runs of a population; its rates and momenta are ``(..., 1)``.
 """
 
 import itertools
@@ -119,7 +119,9 @@ def follow(model: Model, moments: Moments, policy: Callable, n_steps: int) -> Pa
     like, seen = moments.square[..., :1], []
 
     def advance(policy, now, t):
-        lr, momentum = (torch.as_tensor(x).to(like).expand_as(like) for x in policy(t, now))
+        # not through float32, where a Python float loses half of its digits
+        lr, momentum = (torch.as_tensor(x, dtype=like.dtype) for x in policy(t, now))
+        lr, momentum = lr.expand_as(like), momentum.expand_as(like)
         seen.append((lr[..., 0], momentum[..., 0], losses_by_direction(model, now)))
         return step(model, now, lr, momentum)
 
@@ -170,7 +172,7 @@ def receding(model: Model, horizon: int, n_steps: int, max_lr: float = MAX_LR) -
     def policy(t, moments):
         low, high, n_ahead = max_lr * 1e-5, max_lr, min(horizon, n_steps - t)
         for _ in range(3):
-            lrs = torch.logspace(math.log10(low), math.log10(high), 60).to(moments.square)
+            lrs = torch.logspace(math.log10(low), math.log10(high), 60, dtype=moments.square.dtype)
             after = sgd_square(model, moments.square, lrs[:, None], n_ahead)
             best = int((model.curvature * after).sum(-1).argmin())
             low, high = lrs[max(best - 1, 0)].item(), lrs[min(best + 1, 59)].item()
@@ -181,7 +183,7 @@ def receding(model: Model, horizon: int, n_steps: int, max_lr: float = MAX_LR) -
 
 def tune(model: Model, moments: Moments, n_steps: int, lrs, momenta=(0.0,), factors=(1.0,)):
     """The (lr, momentum, factor) of a grid for which ``decaying`` ends lowest after n_steps."""
-    lrs, found = torch.as_tensor(lrs).to(moments.square), []
+    lrs, found = torch.as_tensor(lrs, dtype=moments.square.dtype), []
     begin = Moments(*(moment.expand(len(lrs), -1) for moment in moments))
     for momentum, factor in itertools.product(momenta, factors):
         policy = decaying(lrs[:, None], momentum, factor, n_steps)
@@ -228,7 +230,7 @@ def optimise(
     Reverse mode, and L-BFGS-B (Byrd et al. 1995), which keeps rates up to ``max_lr`` and momenta in
     [0, 0.999]: the best ones often lie on these bounds.
     """
-    each = torch.ones(n_steps, *moments.square.shape[:-1], 1).to(moments.square)
+    each = moments.square.new_ones(n_steps, *moments.square.shape[:-1], 1)
     phi, bounds = {"log_lr": math.log(lr) * each}, [(-15, math.log(max_lr))] * each.numel()
     if momentum is not None:
         phi["momentum"] = momentum * each
