@@ -433,6 +433,18 @@ def test_without_noise_no_schedule_ends_below_conjugate_gradients():
     assert best * (1 - 1e-9) < ours < best * 1.001  # and the search gets there
 
 
+def test_without_noise_as_many_rates_as_steps_do_without_momentum():
+    # a polynomial of degree T in the curvature, 1 at 0, is a product of T factors 1 - lr h
+    model, T = nq.Model(nq.chebyshev(200, 1000.0), torch.zeros(200, dtype=F64)), 12
+    start = nq.start(torch.ones(200, dtype=F64))
+    lrs = 1 / nq.chebyshev(T, 1000.0)[:, None]  # a rate of its own for every step to start from
+    phi = nq.optimise(model, start, T, lrs, max_lr=1e4)
+    best = nq.follow(model, start, nq.greedy(model, with_momentum=True), T).losses[-1]
+    ours = nq.follow(model, start, nq.schedule(phi), T).losses[-1]
+    assert best * (1 - 1e-9) < ours < best * 1.00001
+    assert nq.follow(model, start, nq.greedy(model), T).losses[-1] > 3 * best
+
+
 # ---- the measured references of the specification, section 1.7 ----
 
 

@@ -188,8 +188,7 @@ def tune(model: Model, moments: Moments, n_steps: int, lrs, momenta=(0.0,), fact
     for momentum, factor in itertools.product(momenta, factors):
         policy = decaying(lrs[:, None], momentum, factor, n_steps)
         losses = follow(model, begin, policy, n_steps).losses[-1].nan_to_num(nan=torch.inf)
-        best = int(losses.argmin())
-        found.append((losses[best].item(), (lrs[best].item(), momentum, factor)))
+        found.append((losses.min().item(), (lrs[losses.argmin()].item(), momentum, factor)))
     return min(found)[1]
 
 
@@ -225,13 +224,14 @@ def optimise(
     model: Model, moments: Moments, n_steps: int, lr=0.1, momentum=None,
     max_lr: float = MAX_LR, max_evaluations: int = 300,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """The phi of the ``schedule`` that ends lowest, searched from a constant lr (and momentum).
+    """The phi of the ``schedule`` that ends lowest, searched from this lr (and momentum).
 
-    Reverse mode, and L-BFGS-B (Byrd et al. 1995), which keeps rates up to ``max_lr`` and momenta in
-    [0, 0.999]: the best ones often lie on these bounds.
+    Both are numbers or ``(n_steps, ..., 1)``. Reverse mode and L-BFGS-B (Byrd et al. 1995), which
+    keeps rates up to ``max_lr`` and momenta in [0, 0.999]: the best ones often lie on these bounds.
     """
     each = moments.square.new_ones(n_steps, *moments.square.shape[:-1], 1)
-    phi, bounds = {"log_lr": math.log(lr) * each}, [(-15, math.log(max_lr))] * each.numel()
+    phi = {"log_lr": (lr * each).log()}
+    bounds = [(-15, math.log(max_lr))] * each.numel()
     if momentum is not None:
         phi["momentum"] = momentum * each
         bounds += [(0, MAX_MOMENTUM)] * each.numel()
