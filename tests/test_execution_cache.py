@@ -63,6 +63,20 @@ def test_downloads_and_byproducts_do_not_count(checkout, path):
     assert not execution_cache.refresh(checkout)
 
 
+def test_chapters_are_the_notebooks_of_the_table_of_contents_in_its_order(checkout):
+    (checkout / "notebooks").mkdir()
+    for stem in ("01_first", "02_second", "03_not_listed"):
+        (checkout / "notebooks" / f"{stem}.ipynb").write_text("{}")
+    (checkout / "_toc.yml").write_text(
+        "root: book/intro\n"
+        "parts:\n"
+        "  - chapters: [{file: notebooks/02_second}, {file: notebooks/01_first}]\n"
+        "  - chapters: [{file: book/notation}]\n"
+    )
+    found = execution_cache.chapters(checkout)
+    assert [path.stem for path in found] == ["02_second", "01_first"]
+
+
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["execution_cache"])

@@ -14,6 +14,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import yaml
+
 CACHE = Path("_build/.jupyter_cache")
 INPUTS = ("pyproject.toml", "lib", "data")  # what a chapter reads besides itself
 IGNORED = {"__pycache__", "cache"}  # data/cache holds downloads, checked by their own checksums
@@ -44,6 +46,13 @@ def refresh(root: Path) -> bool:
     return True
 
 
+def chapters(root: Path) -> list[Path]:
+    """The notebooks in the table of contents, in reading order."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    files = [root / f"{page['file']}.ipynb" for part in toc["parts"] for page in part["chapters"]]
+    return [file for file in files if file.is_file()]
+
+
 def warm(root: Path, timeout_seconds: int) -> list[str]:
     """Execute the chapters with no stored execution; returns the paths of those that failed."""
     from jupyter_cache import get_cache
@@ -52,7 +61,7 @@ def warm(root: Path, timeout_seconds: int) -> list[str]:
     cache = get_cache(str(root / CACHE))
     for record in cache.list_project_records():  # among them chapters since renamed or removed
         cache.remove_nb_from_project(record.pk)
-    for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+    for notebook in chapters(root):
         cache.add_nb_to_project(str(notebook))
     executor = load_executor("local-parallel", cache, logger=logging.getLogger("execution_cache"))
     result = executor.run_and_cache(timeout=timeout_seconds)
@@ -68,8 +77,8 @@ def main():
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one cell may take")
     arguments = parser.parse_args()
     root = Path.cwd()
-    if not (root / "notebooks").is_dir():
-        sys.exit(f"{root} has no folder notebooks/: run this from the root of the repository.")
+    if not (root / "_toc.yml").is_file():
+        sys.exit(f"{root} holds no _toc.yml: run this from the root of the repository.")
     if refresh(root):
         print("library, data or pins changed: every chapter is executed again")
     sys.exit(1 if warm(root, arguments.timeout) else 0)
