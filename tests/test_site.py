@@ -292,8 +292,11 @@ def test_every_figure_says_in_words_what_it_shows(chapter):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
-def test_a_chapter_shows_its_outputs(chapter):
-    assert "cell_output" in (SITE / chapter).read_text()
+def test_a_chapter_shows_its_outputs_and_no_progress_bars(chapter):
+    page = (SITE / chapter).read_text()
+    assert "cell_output" in page
+    assert "output stderr" not in page
+    assert not re.search(r"\d+%\|", page)
 
 
 def test_every_chapter_of_the_repository_is_in_the_site():
