@@ -85,6 +85,12 @@ def test_every_page_in_the_table_of_contents_exists_and_every_chapter_is_in_it()
     assert stems - set(listed) == set()
 
 
+def test_the_first_page_links_every_chapter():
+    intro = (ROOT / "book" / "intro.md").read_text()
+    chapters = {path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert set(re.findall(r"\(\.\./notebooks/(\w+\.ipynb)\)", intro)) == chapters
+
+
 def test_the_reference_shows_every_module_of_the_library():
     shown = re.findall(r"automodule:: learnopt\.(\w+)", (ROOT / "book" / "api.md").read_text())
     modules = {path.stem for path in (ROOT / "lib" / "learnopt").glob("*.py")} - {"__init__"}
