@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 def windows(rule: str, n_steps: int = 100, n_unroll: int = 20) -> list[Window]:
-    """Where one trajectory is cut, under one of three rules (thesis specification, section 1.4).
+    """Where one trajectory is cut, under one of three rules (see the page Discrepancies).
 
     - ``"deepmind"``: n_unroll updates, and the loss after each is counted: all 100 get credit.
     - ``"pre-thesis"``: a window ends before the loss after its last update: 95 of 100.
