@@ -137,6 +137,12 @@ def test_a_diverged_training_is_a_result_and_not_a_crash(task, validation):
     assert len(result.history) >= 1
 
 
+def test_a_collapsed_training_is_given_up_after_three_evaluations(task, validation):
+    endless = SMALL._replace(n_trajectories=100, evaluate_every=1)
+    assert len(train(task, endless._replace(give_up=-1.0), validation).history) == 3
+    assert len(train(task, SMALL._replace(give_up=1e9), validation).history) > 1
+
+
 def test_clipping_bounds_the_meta_gradient_and_leaves_small_ones_alone(task, validation):
     free = train(task, SMALL, validation)
     loose = train(task, SMALL._replace(clip=1e9), validation)

@@ -113,6 +113,7 @@ class Settings(NamedTuple):
     n_tasks: int = 1  # fresh tasks side by side in a trajectory, their meta-gradients averaged
     n_trajectories: int = 10_000
     evaluate_every: int = 100  # trajectories; the thesis calls this an epoch
+    give_up: float = math.inf  # stop where three scores in a row are above this: a collapse
     seed: int = 0
 
 
@@ -135,8 +136,8 @@ def train(
     """Meta-train from ``settings.seed`` and keep the phi with the lowest validation score.
 
     The score is the loss summed over the steps of ``validation`` and averaged over its runs (the
-    thesis' sum100). Training stops early where phi or its gradient is no longer finite: the history
-    then ends with infinity. With ``checkpoint`` the state is saved at every evaluation, and a
+    thesis' sum100). Training stops early where phi or its gradient is no longer finite (the history
+    then ends with infinity) and where ``settings.give_up`` says so. With ``checkpoint`` the state is saved at every evaluation, and a
     killed call goes on where it was; random streams are named by trajectory, so the result is the
     same bit for bit.
     """
@@ -188,6 +189,8 @@ def _advance(task, settings, fast, layout, validation, state, bar) -> dict:
     score = losses(task, settings.inputs, settings.out_scale, phi, validation).sum(1).mean().item()
     score = score if math.isfinite(score) else math.inf
     better = score < state["best_score"]
+    recent = [*(past for _, past in state["history"][-2:]), score]
+    hopeless = len(recent) == 3 and min(recent) > settings.give_up
     bar.set_postfix(score=f"{score:.4g}")
     return {
         "phi": flat,
@@ -195,7 +198,7 @@ def _advance(task, settings, fast, layout, validation, state, bar) -> dict:
         "best_phi": flat if better else state["best_phi"],
         "best_score": score if better else state["best_score"],
         "history": [*state["history"], (until, score)],
-        "done": until if flat.isfinite().all() else settings.n_trajectories,
+        "done": settings.n_trajectories if hopeless or not flat.isfinite().all() else until,
         "seconds": state["seconds"] + time.perf_counter() - started,
     }
 
