@@ -28,9 +28,7 @@ def test_each_window_rule_credits_the_counted_number_of_updates(rule, credited):
     cut = windows(rule)
     # a window's loss at step t judges every update before t: update s has credit if any later
     # loss of its own window is counted
-    seen = [
-        w.start + s for w in cut for s in range(len(w.weights)) if any(w.weights[s:])
-    ]
+    seen = [w.start + s for w in cut for s in range(len(w.weights)) if any(w.weights[s:])]
     assert len(seen) == len(set(seen)) == credited
     if rule == "thesis":
         assert 0 not in seen and max(seen) == 79

@@ -137,9 +137,9 @@ def train(
 
     The score is the loss summed over the steps of ``validation`` and averaged over its runs (the
     thesis' sum100). Training stops early where phi or its gradient is no longer finite (the history
-    then ends with infinity) and where ``settings.give_up`` says so. With ``checkpoint`` the state is saved at every evaluation, and a
-    killed call goes on where it was; random streams are named by trajectory, so the result is the
-    same bit for bit.
+    then ends with infinity) and where ``settings.give_up`` says so. With ``checkpoint`` the state
+    is saved at every evaluation, and a killed call goes on where it was; random streams are named
+    by trajectory, so the result is the same bit for bit.
     """
     run_state = _fresh_state(settings)
     if checkpoint is not None:

@@ -88,6 +88,9 @@ def line(provenance):
 def _git(folder, *arguments):
     run = subprocess.run(
         ["git", "-C", str(folder), *arguments],
-        capture_output=True, text=True, check=True, timeout=30,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     )
     return run.stdout.strip()
