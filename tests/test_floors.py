@@ -12,7 +12,7 @@ FLOORS = [
     set("layout seeding matmul atomic curves download measure palette provenance".split()),
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
-    {"hypergrad"},
+    {"hypergrad", "lstm_window"},
     {"meta_train", "baselines", "noisy_quadratic", "smd", "oho"},
     {"figures", "interactive"},
 ]

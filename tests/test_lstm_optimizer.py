@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from learnopt import hypergrad, lstm_optimizer, tasks, unroll
+from learnopt import hypergrad, lstm_optimizer, lstm_window, tasks, unroll
 from learnopt.seeding import generator
 
 SETTINGS = [("raw", 1.0), ("log", 0.1)]
@@ -125,7 +125,7 @@ def test_the_fast_window_equals_reverse_mode_with_gradients_detached(inputs, sca
     step = unroll.make_step(task, opt, second_order=False)
     expected, end = hypergrad.reverse(step, phi, carry, feeds)
 
-    fast = lstm_optimizer.Window(inputs, scale, 10, task.layout.size, F64)
+    fast = lstm_window.Window(inputs, scale, 10, task.layout.size, F64)
     fast.load(phi, carry.state)
     theta, slopes = carry.theta, []
     for t in range(8):
@@ -195,8 +195,8 @@ def test_the_fast_window_over_several_chunks_equals_one_over_all(monkeypatch):
     state = lstm_optimizer.lstm("log").init(torch.zeros(n, dtype=F64))
     results = []
     for chunk in (4096, 10):
-        monkeypatch.setattr(lstm_optimizer, "CHUNK", chunk)
-        fast = lstm_optimizer.Window("log", 0.1, 4, n, F64)
+        monkeypatch.setattr(lstm_window, "CHUNK", chunk)
+        fast = lstm_window.Window("log", 0.1, 4, n, F64)
         fast.load(phi, state)
         updates = torch.stack([fast.forward(g) for g in grads])
         results.append((updates, fast.state(), fast.backward(grads)))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from learnopt import checkpoints, hypergrad, lstm_optimizer, meta_train, tasks, unroll
+from learnopt import checkpoints, hypergrad, lstm_optimizer, lstm_window, meta_train, tasks, unroll
 from learnopt.meta_train import Settings, train, windows
 from learnopt.seeding import generator
 
@@ -51,7 +51,7 @@ def test_the_window_gradient_equals_reverse_mode(rule, n_tasks):
     phi = lstm_optimizer.init_phi("raw", generator(0), dtype=F64)
     runs = unroll.draw_runs(task, n_tasks, 11, seed=0)
     batches = [feed.train for feed in runs.feeds()]
-    fast = lstm_optimizer.Window("raw", 1.0, 10, 10 * n_tasks, F64)
+    fast = lstm_window.Window("raw", 1.0, 10, 10 * n_tasks, F64)
     gradient = meta_train.task_gradients(task, n_tasks)
     window = windows(rule, 10, 10)[-1]
     found, _, losses = meta_train.window_gradient(

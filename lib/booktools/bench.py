@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from learnopt import hypergrad, lstm_optimizer, meta_train, optimizers, tasks, unroll
+from learnopt import hypergrad, lstm_optimizer, lstm_window, meta_train, optimizers, tasks, unroll
 from learnopt.matmul import matmul
 from learnopt.seeding import generator
 
@@ -62,7 +62,7 @@ def matmul_rate() -> float:
     return max(2 * 1024**3 / min(seconds(way) for _ in range(9)) for way in ways)
 
 
-def lstm_window(rounds: int) -> None:
+def window(rounds: int) -> None:
     """The meta-gradient of one window of 20 steps, 784-20-10: 15,910 coordinates."""
     task = classifier([784, 20, 10])
     phi = lstm_optimizer.init_phi("log", generator(0))
@@ -70,7 +70,7 @@ def lstm_window(rounds: int) -> None:
     carry = unroll.start(task, opt, task.init(generator(0)))
     batches = task.batches(generator(0), N_UNROLL + 1)
     feeds = [unroll.Feed(batches[t], batches[t + 1], 1.0) for t in range(N_UNROLL)]
-    fast = lstm_optimizer.Window("log", 0.1, N_UNROLL, task.layout.size)
+    fast = lstm_window.Window("log", 0.1, N_UNROLL, task.layout.size)
     gradient = meta_train.task_gradients(task, 1)
     stacked = [(x[None], y[None]) for x, y in batches]
     weights = (1.0,) * N_UNROLL
@@ -128,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time over the first")
     print(f"matmul rate of this machine: {matmul_rate() / 1e9:.0f} GFLOP/s")
-    for work in (lstm_window, populations, hypergradients):
+    for work in (window, populations, hypergradients):
         work(rounds)
 
 

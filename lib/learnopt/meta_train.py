@@ -22,7 +22,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from learnopt import checkpoints, lstm_optimizer, optimizers, unroll
+from learnopt import checkpoints, lstm_optimizer, lstm_window, optimizers, unroll
 from learnopt.layout import Layout
 from learnopt.seeding import generator
 from learnopt.tasks import Task
@@ -58,7 +58,7 @@ def windows(rule: str, n_steps: int = 100, n_unroll: int = 20) -> list[Window]:
     return [Window(a, b, (1.0,) * (b - a - 1) + (last,)) for a, b in pairwise(cuts)]
 
 
-def window_gradient(fast: lstm_optimizer.Window, gradient: Callable, phi, carry, batches, weights):
+def window_gradient(fast: lstm_window.Window, gradient: Callable, phi, carry, batches, weights):
     """The first-order meta-gradient of one window, by the fast path.
 
     ``gradient(theta, batch) -> (grad, loss)``; ``batches`` holds one batch per update and, where
@@ -82,7 +82,7 @@ def window_gradient(fast: lstm_optimizer.Window, gradient: Callable, phi, carry,
 def trajectories(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs):
     """``unroll.trajectories`` of an LSTM optimizer by the fast path."""
     n_runs = len(runs.theta)
-    fast = lstm_optimizer.Window(inputs, out_scale, 1, runs.theta.numel(), runs.theta.dtype)
+    fast = lstm_window.Window(inputs, out_scale, 1, runs.theta.numel(), runs.theta.dtype)
     opt, gradient = lstm_optimizer.lstm(inputs, out_scale), task_gradients(task, n_runs)
     theta = runs.theta.flatten()
     fast.load(phi, opt.init(theta))
@@ -147,7 +147,7 @@ def train(
     layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
     bar = tqdm(total=settings.n_trajectories, unit="trajectory", disable=not progress, leave=False)
     bar.update(run_state["done"])
-    fast = lstm_optimizer.Window(
+    fast = lstm_window.Window(
         settings.inputs, settings.out_scale, settings.n_unroll, settings.n_tasks * task.layout.size
     )
     while run_state["done"] < settings.n_trajectories:
