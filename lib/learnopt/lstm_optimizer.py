@@ -8,16 +8,22 @@ runs the same two-layer LSTM on its own gradient, with its own hidden state:
     h2, c2      = LSTMCell(h1; h2, c2)                  20 -> 20
     theta_{t+1} = theta_t + out_scale * (w . h2 + b)
 
-``lstm(...)`` is the reference, an ``Optimizer`` like any other. Its fast path is
-``lstm_window.Window``.
+``load("mnist")`` gives one that is trained. ``lstm(...)`` is the reference, an ``Optimizer`` like
+any other. Its fast path is ``lstm_window.Window``.
 """
 
+import io
 import math
+from importlib import resources
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnopt import atomic
+from learnopt.layout import Layout
 from learnopt.optimizers import Optimizer
 
 N_HIDDEN = 20
@@ -84,3 +90,54 @@ def _cell(phi, name, x, h, c):
     i, f, g, o = gates.chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
+
+
+class Trained(NamedTuple):
+    """A trained optimizer: ``delta, state = opt.update(phi, gradient, state, theta)``."""
+
+    opt: Optimizer
+    phi: dict[str, Tensor]
+    inputs: str
+    out_scale: float
+    about: str  # what it was trained on
+
+
+def names() -> list[str]:
+    """The trained optimizers that come with the library."""
+    files = resources.files("learnopt").joinpath("trained").iterdir()
+    return sorted(file.name[:-4] for file in files if file.name.endswith(".npz"))
+
+
+def load(name: str) -> Trained:
+    """A trained optimizer of the library (see ``names``), or of a file ``*.npz`` by ``save``.
+
+    Raises ValueError for an unknown name or a file that does not hold one.
+    """
+    if str(name).endswith(".npz"):
+        source = open(name, "rb")
+    elif name in names():
+        source = resources.files("learnopt").joinpath("trained", f"{name}.npz").open("rb")
+    else:
+        raise ValueError(f"no trained optimizer {name!r}; there are {names()}, or a file *.npz")
+    with source:
+        try:
+            with np.load(source, allow_pickle=False) as file:
+                found = {key: file[key] for key in file.files}
+            inputs, out_scale = str(found.pop("inputs")), float(found.pop("out_scale"))
+            about = str(found.pop("about"))
+            like = init_phi(inputs, torch.Generator())
+            phi = {key: torch.from_numpy(found.pop(key)) for key in like}
+        except Exception as error:  # numpy and zipfile raise anything on a damaged file
+            raise ValueError(f"{name}: not a trained LSTM optimizer: {error!r}") from None
+    right = all(phi[k].shape == like[k].shape and phi[k].dtype == like[k].dtype for k in like)
+    if found or not right or not Layout.of(phi).flatten(phi).isfinite().all():
+        raise ValueError(f"{name}: not a trained LSTM optimizer: wrong names, shapes or numbers")
+    return Trained(lstm(inputs, out_scale), phi, inputs, out_scale, about)
+
+
+def save(path, phi, inputs: str, out_scale: float, about: str) -> None:
+    """Write a trained optimizer for ``load``: float32 arrays, about 25 kB, no pickle."""
+    content = io.BytesIO()
+    leaves = {name: leaf.detach().float().numpy() for name, leaf in phi.items()}
+    np.savez_compressed(content, **leaves, inputs=inputs, out_scale=out_scale, about=about)
+    atomic.write({path: content.getvalue()})
