@@ -52,6 +52,7 @@ OPTIMIZERS = {
     "sgd-step-decay": _by_hand(optimizers.sgd(), schedule=optimizers.step_decay(2, 0.5)),
     "lstm-raw": _learned("raw", 1.0),
     "lstm-log": _learned("log", 0.1),
+    "lstm-rnnprop": _learned("rnnprop", 0.1),
 }
 
 

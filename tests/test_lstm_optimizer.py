@@ -9,7 +9,7 @@ from torch.func import grad
 from learnopt import hypergrad, lstm_optimizer, lstm_window, tasks, unroll
 from learnopt.seeding import generator
 
-SETTINGS = [("raw", 1.0), ("log", 0.1)]
+SETTINGS = [("raw", 1.0), ("log", 0.1), ("rnnprop", 0.1)]
 F64 = torch.float64
 
 
@@ -57,7 +57,7 @@ def test_the_clamped_log_inputs_equal_the_two_branches_of_the_paper():
     torch.testing.assert_close(lstm_optimizer.features(grads, "log"), branches)
 
 
-@pytest.mark.parametrize("inputs, count", [("raw", 5221), ("log", 5301)])
+@pytest.mark.parametrize("inputs, count", [("raw", 5221), ("log", 5301), ("rnnprop", 5301)])
 def test_the_optimizer_has_the_published_number_of_parameters(inputs, count):
     phi = lstm_optimizer.init_phi(inputs, generator(0))
     assert sum(leaf.numel() for leaf in phi.values()) == count
@@ -214,3 +214,20 @@ def test_the_product_is_the_same_with_and_without_the_private_operator(monkeypat
     # two orders of summing 41 float32 products
     torch.testing.assert_close(fast, matmul.matmul(a, b), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fast.double(), a.double() @ b.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_rnnprop_inputs_are_adams_averages_and_blind_to_the_scale_of_the_loss():
+    averages = torch.zeros(4, 3, dtype=F64)
+    m = v = torch.zeros(4, dtype=F64)
+    for t in range(1, 6):
+        g = torch.randn(4, dtype=F64, generator=generator(0, t))
+        m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g**2
+        root = (v / (1 - 0.95**t)).sqrt()
+        x, averages = lstm_optimizer.averaged(g, averages)
+        expected = torch.stack([m / (1 - 0.95**t) / root, g / root], dim=-1)
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=0)
+    opt, phi = lstm_optimizer.lstm("rnnprop"), lstm_optimizer.init_phi("rnnprop", generator(0))
+    phi = {name: leaf.double() for name, leaf in phi.items()}
+    theta = torch.zeros(4, dtype=F64)
+    one, two = (opt.update(phi, c * g, opt.init(theta), theta)[0] for c in (1.0, 1e-9))
+    torch.testing.assert_close(one, two, rtol=1e-10, atol=0)

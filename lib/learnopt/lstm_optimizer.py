@@ -3,10 +3,12 @@
 Andrychowicz et al. 2016 (arXiv 1606.04474); settings of Kostagiolas 2019. Every coordinate of theta
 runs the same two-layer LSTM on its own gradient, with its own hidden state:
 
-    x_t         = g_t, or (log|g_t| / p, sign g_t)      ``inputs="raw"`` or ``"log"``
+    x_t         = g_t                                   ``inputs="raw"``
+                  (log|g_t| / p, sign g_t)              ``inputs="log"``
+                  (m_t, g_t) / sqrt(v_t)                ``inputs="rnnprop"``, Lv et al. 2017
     h1, c1      = LSTMCell(x_t; h1, c1)                 1 or 2 -> 20
     h2, c2      = LSTMCell(h1; h2, c2)                  20 -> 20
-    theta_{t+1} = theta_t + out_scale * (w . h2 + b)
+    theta_{t+1} = theta_t + out_scale * (w . h2 + b)    rnnprop: out_scale * tanh(w . h2 + b)
 
 ``load("mnist")`` gives one that is trained. ``lstm(...)`` is the reference, an ``Optimizer`` like
 any other. Its fast path is ``lstm_window.Window``.
@@ -27,7 +29,8 @@ from learnopt.layout import Layout
 from learnopt.optimizers import Optimizer
 
 N_HIDDEN = 20
-N_INPUTS = {"raw": 1, "log": 2}
+N_INPUTS = {"raw": 1, "log": 2, "rnnprop": 2}
+BETA = 0.95  # of rnnprop's moving averages
 
 
 def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> dict[str, Tensor]:
@@ -53,7 +56,7 @@ def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> di
 
 
 def features(grad: Tensor, inputs: str, p: float = 10.0) -> Tensor:
-    """What the network sees of a gradient ``(n,)``: ``(n, 1)`` raw or ``(n, 2)`` log.
+    """What the network sees of a gradient ``(n,)`` alone: ``(n, 1)`` raw or ``(n, 2)`` log.
 
     Log inputs, section 1.2 of the thesis and appendix A of the paper: (log|g| / p, sign g) where
     |g| >= e^-p, else (-1, e^p g). Written with clamps, the two cases need no branch.
@@ -65,6 +68,19 @@ def features(grad: Tensor, inputs: str, p: float = 10.0) -> Tensor:
     return torch.stack([size, (math.exp(p) * grad).clamp(-1, 1)], dim=-1)
 
 
+def averaged(grad: Tensor, averages: Tensor) -> tuple[Tensor, Tensor]:
+    """RNNprop's inputs ``(n, 2)``, and the moving averages ``(n, 3)`` of (g, g^2, 1) after g.
+
+    m and v are Adam's averages, divided by that of 1 (Adam's correction of their start), so the
+    inputs do not change when the loss is multiplied by a constant. Lv, Jiang & Li 2017.
+    """
+    now = torch.stack([grad, grad**2, torch.ones_like(grad)], dim=-1)
+    averages = BETA * averages + (1 - BETA) * now
+    m, v, weight = averages.unbind(-1)
+    size = (v / weight).clamp(min=torch.finfo(grad.dtype).tiny).sqrt()
+    return torch.stack([m / weight / size, grad / size], dim=-1), averages
+
+
 def lstm(inputs: str = "log", out_scale: float = 0.1) -> Optimizer:
     """The learned optimizer. The thesis: ("raw", 1.0) on quadratics, ("log", 0.1) on networks."""
     if inputs not in N_INPUTS:
@@ -72,14 +88,20 @@ def lstm(inputs: str = "log", out_scale: float = 0.1) -> Optimizer:
 
     def init(theta):
         zeros = theta.new_zeros(theta.shape[0], N_HIDDEN)
-        return {"h1": zeros, "c1": zeros, "h2": zeros, "c2": zeros}
+        state = {"h1": zeros, "c1": zeros, "h2": zeros, "c2": zeros}
+        return state | ({"averages": zeros[:, :3]} if inputs == "rnnprop" else {})
 
     def update(phi, grad, state, theta):
-        x = features(grad, inputs)
+        seen = {}
+        if inputs == "rnnprop":
+            x, seen["averages"] = averaged(grad, state["averages"])
+        else:
+            x = features(grad, inputs)
         h1, c1 = _cell(phi, "cell1", x, state["h1"], state["c1"])
         h2, c2 = _cell(phi, "cell2", h1, state["h2"], state["c2"])
-        output = F.linear(h2, phi["out.weight"], phi["out.bias"])
-        return out_scale * output.squeeze(-1), {"h1": h1, "c1": c1, "h2": h2, "c2": c2}
+        output = F.linear(h2, phi["out.weight"], phi["out.bias"]).squeeze(-1)
+        output = output.tanh() if inputs == "rnnprop" else output
+        return out_scale * output, {"h1": h1, "c1": c1, "h2": h2, "c2": c2} | seen
 
     return Optimizer(init, update)
 

@@ -6,7 +6,7 @@ The same network, numbers and state as ``lstm_optimizer.lstm``; the derivation i
 import torch
 from torch import Tensor
 
-from learnopt.lstm_optimizer import N_HIDDEN, N_INPUTS, features
+from learnopt.lstm_optimizer import N_HIDDEN, N_INPUTS, averaged, features
 from learnopt.matmul import matmul
 
 aten = torch.ops.aten
@@ -37,29 +37,42 @@ class Window:
 
     def load(self, phi, state) -> None:
         """Take the weights, and the state that the window starts from (as ``lstm`` holds it)."""
+        self.averages, self.slopes = state.get("averages"), []
         parts = {name: leaf.split(CHUNK) for name, leaf in state.items()}
         for k, chunk in enumerate(self.chunks):
             chunk.load(phi, {name: part[k] for name, part in parts.items()})
 
     def forward(self, grad: Tensor) -> Tensor:
         """One step: gradient ``(n,)`` to update ``(n,)``."""
-        parts = features(grad, self.inputs).T.split(CHUNK, dim=1)
+        if self.averages is None:
+            x = features(grad, self.inputs)
+        else:
+            x, self.averages = averaged(grad, self.averages)
+        parts = x.T.split(CHUNK, dim=1)
         outputs = [chunk.forward(x) for chunk, x in zip(self.chunks, parts, strict=True)]
-        return self.out_scale * torch.cat(outputs)
+        output = torch.cat(outputs)
+        if self.averages is not None:
+            output = output.tanh()
+            self.slopes.append(1 - output**2)
+        return self.out_scale * output
 
     def state(self) -> dict[str, Tensor]:
         """The state after the last step, as ``lstm`` holds it."""
         states = [chunk.state() for chunk in self.chunks]
-        return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+        state = {name: torch.cat([state[name] for state in states]) for name in states[0]}
+        return state if self.averages is None else state | {"averages": self.averages}
 
     def forget(self) -> None:
         """Keep the state and drop the history: the next step is the window's first again."""
+        self.slopes = []
         for chunk in self.chunks:
             chunk.forget()
 
     def backward(self, suffix_sums: Tensor) -> dict[str, Tensor]:
         """``(t, n)`` suffix sums S of the steps taken to the meta-gradient, shaped like phi."""
-        parts = (self.out_scale * suffix_sums).split(CHUNK, dim=1)
+        outer = self.out_scale * suffix_sums
+        outer = outer * torch.stack(self.slopes) if self.slopes else outer
+        parts = outer.split(CHUNK, dim=1)
         slopes = [chunk.backward(part) for chunk, part in zip(self.chunks, parts, strict=True)]
         return {name: sum(slope[name] for slope in slopes) for name in slopes[0]}
 
