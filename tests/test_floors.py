@@ -13,7 +13,8 @@ FLOORS = [
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
     {"hypergrad", "lstm_window"},
-    {"meta_train", "baselines", "noisy_quadratic", "smd", "oho"},
+    {"meta_train", "baselines", "noisy_quadratic", "smd", "surface", "oho"},
+    {"curriculum"},
     {"figures", "interactive"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,8 @@
 ``phi`` holds the hyperparameters as unconstrained tensors, so that they can be differentiated and
 moved freely: ``log_lr`` is log(learning rate), ``logit_momentum`` is log(mu / (1 - mu)). Each is a
 scalar, or ``(n,)`` for a rate per coordinate (``log_lr[layout.segment]`` for one per tensor).
-A learned optimizer has the same two functions; its phi is the weights of a network.
+``rate_and_momentum`` lists the other parametrisations. A learned optimizer has the same two
+functions; its phi is the weights of a network.
 
 The updates follow torch.optim to the last operation, and the tests hold them to it step by step.
 """
@@ -52,6 +53,25 @@ def sgd() -> Optimizer:
     return Optimizer(init, update)
 
 
+def rate_and_momentum(phi: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(lr, mu) of any of the parametrisations of Wu et al. 2018's code, or of the logit.
+
+    The momentum: ``logit_momentum``, ``log_momentum``, or ``log_damping`` = log(1 - mu). The rate:
+    ``log_lr``, or ``log_effective_lr`` = log(lr / (1 - mu)), what a long run of equal gradients
+    feels.
+    """
+    if "log_damping" in phi:
+        damping = phi["log_damping"].exp()
+        mu = 1 - damping
+    else:
+        by_log = "log_momentum" in phi
+        mu = phi["log_momentum"].exp() if by_log else phi["logit_momentum"].sigmoid()
+        damping = 1 - mu
+    if "log_effective_lr" in phi:
+        return phi["log_effective_lr"].exp() * damping, mu
+    return phi["log_lr"].exp(), mu
+
+
 def momentum() -> Optimizer:
     """Heavy ball (Polyak 1964), in torch's form: v <- mu v + grad; delta = -lr v.
 
@@ -63,8 +83,9 @@ def momentum() -> Optimizer:
         return {"velocity": torch.zeros_like(theta)}
 
     def update(phi, grad, state, theta):
-        velocity = phi["logit_momentum"].sigmoid() * state["velocity"] + grad
-        return -phi["log_lr"].exp() * velocity, {"velocity": velocity}
+        lr, mu = rate_and_momentum(phi)
+        velocity = mu * state["velocity"] + grad
+        return -lr * velocity, {"velocity": velocity}
 
     return Optimizer(init, update)
 
@@ -73,9 +94,9 @@ def nesterov() -> Optimizer:
     """Nesterov momentum, in torch's form: v <- mu v + grad; delta = -lr (grad + mu v)."""
 
     def update(phi, grad, state, theta):
-        mu = phi["logit_momentum"].sigmoid()
+        lr, mu = rate_and_momentum(phi)
         velocity = mu * state["velocity"] + grad
-        return -phi["log_lr"].exp() * (grad + mu * velocity), {"velocity": velocity}
+        return -lr * (grad + mu * velocity), {"velocity": velocity}
 
     return Optimizer(momentum().init, update)
 
@@ -143,7 +164,8 @@ def scheduled(opt: Optimizer, factor: Callable) -> Optimizer:
         return {"step": theta.new_zeros(()), "inner": opt.init(theta)}
 
     def update(phi, grad, state, theta):
-        now = {**phi, "log_lr": phi["log_lr"] + factor(phi, state["step"]).log()}
+        rate = "log_effective_lr" if "log_effective_lr" in phi else "log_lr"
+        now = {**phi, rate: phi[rate] + factor(phi, state["step"]).log()}
         delta, inner = opt.update(now, grad, state["inner"], theta)
         return delta, {"step": state["step"] + 1, "inner": inner}
 
