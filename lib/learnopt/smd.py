@@ -138,6 +138,7 @@ class Plan(NamedTuple):
     steps_per_update: int = 100
     n_meta_steps: int = 10  # at every update, all on the same feeds
     last_rate: float = 1e-4  # the effective rate at the end
+    mode: str = "forward"  # of MODES; the numbers are the same, reverse is faster on a CPU
 
     @property
     def middle(self) -> int:
@@ -168,7 +169,7 @@ def online(
         if plan.updates_at(t):
             feeds, before = draw(t // plan.steps_per_update), meta.phi
             for _ in range(plan.n_meta_steps):
-                meta = look_ahead(step, rule, meta, carry, feeds)
+                meta = look_ahead(step, rule, meta, carry, feeds, plan.mode)
             held = {name: torch.where(keep, before[name], x) for name, x in meta.phi.items()}
             meta = meta._replace(phi=held)
         log_rate = plan.rate_log(t, meta.phi["log_effective_lr"])
