@@ -74,10 +74,17 @@ def test_the_thesis_first_window_has_a_zero_gradient():
     task = tasks.quadratic()
     settings = SMALL._replace(rule="thesis", n_steps=1, n_unroll=5)
     assert windows("thesis", 1, 5) == [meta_train.Window(0, 1, (0.0,))]
-    start = meta_train._fresh_state(settings)
+    start = lstm_optimizer.init_phi(settings.inputs, generator(settings.seed, "phi"))
     result = train(task, settings, unroll.draw_runs(task, 2, 3, 0, "validation"))
-    flat = torch.cat([leaf.flatten() for leaf in result.last_phi.values()])
-    torch.testing.assert_close(flat, start["phi"])
+    torch.testing.assert_close(result.last_phi, start)
+
+
+def test_a_training_can_go_on_from_a_phi_whatever_the_order_of_its_names(task, validation):
+    first = train(task, SMALL, validation).last_phi
+    one = train(task, SMALL, validation, start=first)
+    two = train(task, SMALL, validation, start=dict(reversed(first.items())))
+    assert torch.equal(one.history, two.history)
+    assert not torch.equal(one.history, train(task, SMALL, validation).history)
 
 
 def test_training_lowers_the_validation_score(task):
@@ -101,7 +108,7 @@ def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
     whole = train(task, SMALL, validation)
     path = tmp_path / "run.checkpoint"
     calls = 0
-    real = meta_train._trajectory
+    real = meta_train.one_trajectory
 
     def killed(*args):
         nonlocal calls
@@ -110,10 +117,10 @@ def test_an_interrupted_training_ends_bit_for_bit_as_an_uninterrupted_one(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(meta_train, "_trajectory", killed)
+    monkeypatch.setattr(meta_train, "one_trajectory", killed)
     with pytest.raises(KeyboardInterrupt):
         train(task, SMALL, validation, checkpoint=path)
-    monkeypatch.setattr(meta_train, "_trajectory", real)
+    monkeypatch.setattr(meta_train, "one_trajectory", real)
     resumed = train(task, SMALL, validation, checkpoint=path)
 
     for name in whole.phi:

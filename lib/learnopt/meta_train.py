@@ -132,8 +132,13 @@ def train(
     validation: unroll.Runs,
     checkpoint: Path | str | None = None,
     progress: bool = False,
+    trajectory: Callable | None = None,
+    start=None,
 ) -> Trained:
     """Meta-train from ``settings.seed`` and keep the phi with the lowest validation score.
+
+    ``trajectory`` replaces ``one_trajectory``, ``start`` is a phi to go on from; a
+    checkpoint does not know them, so give it another name for each.
 
     The score is the loss summed over the steps of ``validation`` and averaged over its runs (the
     thesis' sum100). Training stops early where phi or its gradient is no longer finite (the history
@@ -141,17 +146,20 @@ def train(
     is saved at every evaluation, and a killed call goes on where it was; random streams are named
     by trajectory, so the result is the same bit for bit.
     """
-    run_state = _fresh_state(settings)
+    layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
+    start = start or lstm_optimizer.init_phi(settings.inputs, generator(settings.seed, "phi"))
+    run_state = _fresh_state(layout.flatten({name: start[name] for name in layout.shapes}))
     if checkpoint is not None:
         run_state = checkpoints.load(checkpoint, settings._asdict(), tuple(run_state)) or run_state
-    layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
     bar = tqdm(total=settings.n_trajectories, unit="trajectory", disable=not progress, leave=False)
     bar.update(run_state["done"])
     fast = lstm_window.Window(
         settings.inputs, settings.out_scale, settings.n_unroll, settings.n_tasks * task.layout.size
     )
     while run_state["done"] < settings.n_trajectories:
-        run_state = _advance(task, settings, fast, layout, validation, run_state, bar)
+        run_state = _advance(
+            task, trajectory or one_trajectory, settings, fast, layout, validation, run_state, bar
+        )
         if checkpoint is not None:
             checkpoints.save(checkpoint, run_state, settings._asdict())
     bar.close()
@@ -163,9 +171,7 @@ def train(
     )
 
 
-def _fresh_state(settings: Settings) -> dict:
-    phi = lstm_optimizer.init_phi(settings.inputs, generator(settings.seed, "phi"))
-    flat = Layout.of(phi).flatten(phi)
+def _fresh_state(flat: Tensor) -> dict:
     return {
         "phi": flat,
         "adam": optimizers.adam().init(flat),
@@ -177,13 +183,13 @@ def _fresh_state(settings: Settings) -> dict:
     }
 
 
-def _advance(task, settings, fast, layout, validation, state, bar) -> dict:
+def _advance(task, trajectory, settings, fast, layout, validation, state, bar) -> dict:
     """Trajectories up to the next evaluation, and that evaluation."""
     started = time.perf_counter()
     flat, adam_state = state["phi"], state["adam"]
     until = min(state["done"] + settings.evaluate_every, settings.n_trajectories)
     for k in range(state["done"], until):
-        flat, adam_state = _trajectory(task, settings, fast, layout, flat, adam_state, k)
+        flat, adam_state = trajectory(task, settings, fast, layout, flat, adam_state, k)
         bar.update()
     phi = layout.views(flat)
     score = losses(task, settings.inputs, settings.out_scale, phi, validation).sum(1).mean().item()
@@ -203,7 +209,7 @@ def _advance(task, settings, fast, layout, validation, state, bar) -> dict:
     }
 
 
-def _trajectory(task, settings, fast, layout, flat, adam_state, k):
+def one_trajectory(task, settings, fast, layout, flat, adam_state, k):
     """One trajectory: an Adam step on phi after each of its windows."""
     s = settings
     runs = unroll.draw_runs(task, s.n_tasks, s.n_steps + 1, s.seed, f"trajectory/{k}")
@@ -211,16 +217,20 @@ def _trajectory(task, settings, fast, layout, flat, adam_state, k):
     opt = lstm_optimizer.lstm(s.inputs, s.out_scale)
     carry = unroll.start(task, opt, runs.theta.flatten())
     gradient = task_gradients(task, s.n_tasks)
-    meta_phi = optimizers.hyperparameters(s.lr, dtype=flat.dtype)
     for window in windows(s.rule, s.n_steps, s.n_unroll):
         meta_grad, carry, _ = window_gradient(
             fast, gradient, layout.views(flat), carry, batches[window.start :], window.weights
         )
-        step = layout.flatten(meta_grad) / s.n_tasks
-        step = step * (s.clip / step.norm()).clamp(max=1.0)
-        delta, adam_state = optimizers.adam().update(meta_phi, step, adam_state, flat)
-        flat = flat + delta
+        flat, adam_state = meta_step(s, flat, adam_state, layout.flatten(meta_grad) / s.n_tasks)
     return flat, adam_state
+
+
+def meta_step(settings: Settings, flat: Tensor, adam_state, gradient: Tensor):
+    """One clipped Adam step on the flat phi: (new phi, new Adam state)."""
+    gradient = gradient * (settings.clip / gradient.norm()).clamp(max=1.0)
+    meta_phi = optimizers.hyperparameters(settings.lr, dtype=flat.dtype)
+    delta, adam_state = optimizers.adam().update(meta_phi, gradient, adam_state, flat)
+    return flat + delta, adam_state
 
 
 def task_gradients(task: Task, n_tasks: int) -> Callable:
