@@ -55,6 +55,7 @@ class Rule(NamedTuple):
     clip: float = 10.0  # of d loss / d value, before the chain rule to the log; 0: none
 
     def start(self, phi: Phi) -> Meta:
+        """Before the first look-ahead, at phi."""
         return Meta(phi, self.opt.init(_flat(phi)))
 
     def update(self, meta: Meta, slope: Phi) -> Meta:
