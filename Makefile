@@ -68,8 +68,10 @@ smoke: $(STAMP) ## execute chapters at their smallest preset, storing nothing (C
 batch: $(STAMP) ## run chapters over seeds: make batch CHAPTERS="03" PRESET=paper SEEDS="0 1 2" JOBS=2
 	$(PY) -m booktools.batch --chapters "$(CHAPTERS)" --preset $(PRESET) --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
 
-bench: $(STAMP) ## time the library's hot paths
-	$(PY) -m booktools.bench
+bench: ## time the library's hot paths against other libraries, in an environment of its own (.venv-bench)
+	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	.venv-bench/bin/python -m booktools.bench --write data/results/bench.json $(ARGS)
 
 ledger: $(STAMP) ## decide every claim from the records; write book/replication.md and data/ledger.json
 	$(PY) -m booktools.ledger

@@ -3,20 +3,46 @@
 Every work is done in two or more ways in turn, A B A B ..., on one thread; the figures are CPU time
 (so that a busy machine distorts them less), as ratios to the first way: median, lowest, highest
 over the rounds. Absolute times are not printed: they belong to the machine. The machine's own limit
-is measured in the same run: a large matrix product, in operations a second.
+is measured in the same run: a large matrix product, in operations a second. Where the libraries of
+``booktools.peers`` are installed (the extra `bench`), they take part; each must first give the same
+answer. ``--write FILE`` keeps the ratios.
 """
 
 import argparse
+import json
+import os
 import statistics
 import time
+import warnings
+from pathlib import Path
+
+# XLA reads this once, before jax is imported: one thread, as for the others
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 
 import torch
 
-from learnopt import hypergrad, lstm_optimizer, lstm_window, meta_train, optimizers, tasks, unroll
+from booktools import peers
+from learnopt import (
+    atomic,
+    hypergrad,
+    lstm_optimizer,
+    lstm_window,
+    meta_train,
+    optimizers,
+    provenance,
+    tasks,
+    unroll,
+)
+from learnopt.layout import Layout
+from learnopt.lstm_optimizer import features
 from learnopt.matmul import matmul
 from learnopt.seeding import generator
 
 N_UNROLL = 20
+PEERS = {"torchopt": peers.torchopt_window, "higher": peers.higher_window, "jax": peers.jax_window}
+kept = []  # one entry a ratio, for --write
 
 
 def seconds(work) -> float:
@@ -39,7 +65,9 @@ def compare(title: str, ways: dict, rounds: int) -> dict[str, float]:
     for name, times in spent.items():
         ratios = [t / t0 for t, t0 in zip(times, spent[first], strict=True)]
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        print(f"  {name:<52} {middle:6.2f}  ({low:.2f} to {high:.2f})")
+        print(f"  {name:<52} {middle:6.2f}  ({low:.2f} to {high:.2f})", flush=True)
+        kept.append({"work": title, "way": name, "over": first, "ratio": round(middle, 3)})
+        kept[-1] |= {"low": round(low, 3), "high": round(high, 3), "rounds": rounds}
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
@@ -83,6 +111,18 @@ def window(rounds: int) -> None:
             step, phi, carry, feeds
         ),
     }
+    wanted = Layout.of(phi).flatten(ways["hand-written window"]()[0])
+    for name, make in PEERS.items():
+        try:
+            work = make(task, phi, carry, batches, lambda g: features(g, "log"))
+        except ImportError:
+            print(f"  {name} is not installed and is left out: pip install -e '.[bench]'")
+            continue
+        found = Layout.of(phi).flatten({k: v.view_as(phi[k]) for k, v in work().items()})
+        error = ((found - wanted).norm() / wanted.norm()).item()
+        if not error < 1e-3:  # float32 over 20 steps
+            raise RuntimeError(f"{name} gives another meta-gradient: relative error {error:.1e}")
+        ways[name] = work
     spent = compare("LSTM window, 784-20-10, 20 steps, meta-gradient", ways, rounds)
     operations = 3 * 2 * 4980 * task.layout.size * N_UNROLL
     rate = operations / spent["hand-written window"]
@@ -122,14 +162,22 @@ def hypergradients(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each comparison")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the ratios as JSON")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     if rounds < 1:
         parser.error("--rounds must be 1 or more")
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the peers, which are older than torch
+    began = time.perf_counter()
     print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time over the first")
     print(f"matmul rate of this machine: {matmul_rate() / 1e9:.0f} GFLOP/s")
     for work in (window, populations, hypergradients):
         work(rounds)
+    if arguments.write:
+        origin = provenance.describe(seed=0, device="cpu", seconds=time.perf_counter() - began)
+        text = json.dumps({"ratios": kept, "provenance": origin}, indent=1)
+        atomic.write({arguments.write: text.encode()})
 
 
 if __name__ == "__main__":

@@ -147,19 +147,16 @@ def train(
     by trajectory, so the result is the same bit for bit.
     """
     layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
-    start = start or lstm_optimizer.init_phi(settings.inputs, generator(settings.seed, "phi"))
-    run_state = _fresh_state(layout.flatten({name: start[name] for name in layout.shapes}))
+    run_state = _fresh_state(settings, layout, start)
     if checkpoint is not None:
         run_state = checkpoints.load(checkpoint, settings._asdict(), tuple(run_state)) or run_state
     bar = tqdm(total=settings.n_trajectories, unit="trajectory", disable=not progress, leave=False)
     bar.update(run_state["done"])
-    fast = lstm_window.Window(
-        settings.inputs, settings.out_scale, settings.n_unroll, settings.n_tasks * task.layout.size
-    )
+    n = settings.n_tasks * task.layout.size
+    fast = lstm_window.Window(settings.inputs, settings.out_scale, settings.n_unroll, n)
+    walk = trajectory or one_trajectory
     while run_state["done"] < settings.n_trajectories:
-        run_state = _advance(
-            task, trajectory or one_trajectory, settings, fast, layout, validation, run_state, bar
-        )
+        run_state = _advance(task, walk, settings, fast, layout, validation, run_state, bar)
         if checkpoint is not None:
             checkpoints.save(checkpoint, run_state, settings._asdict())
     bar.close()
@@ -171,7 +168,9 @@ def train(
     )
 
 
-def _fresh_state(flat: Tensor) -> dict:
+def _fresh_state(settings: Settings, layout: Layout, start) -> dict:
+    phi = start or lstm_optimizer.init_phi(settings.inputs, generator(settings.seed, "phi"))
+    flat = layout.flatten({name: phi[name] for name in layout.shapes})
     return {
         "phi": flat,
         "adam": optimizers.adam().init(flat),
