@@ -12,8 +12,8 @@ FLOORS = [
     set("layout seeding matmul atomic curves download measure palette provenance".split()),
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
-    {"hypergrad", "lstm_window"},
-    {"meta_train", "baselines", "noisy_quadratic", "smd", "surface", "oho"},
+    {"hypergrad", "lstm_window", "mlp_products"},
+    {"meta_train", "baselines", "noisy_quadratic", "smd", "surface", "oho", "oho_mlp"},
     {"curriculum"},
     {"figures", "interactive"},
 ]

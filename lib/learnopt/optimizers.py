@@ -7,7 +7,8 @@
 ``phi`` holds the hyperparameters as unconstrained tensors, so that they can be differentiated and
 moved freely: ``log_lr`` is log(learning rate), ``logit_momentum`` is log(mu / (1 - mu)). Each is a
 scalar, or ``(n,)`` for a rate per coordinate (``log_lr[layout.segment]`` for one per tensor).
-``rate_and_momentum`` lists the other parametrisations. A learned optimizer has the same two
+Every rule also takes the rate itself, as ``lr``; ``rate_and_momentum`` lists the other
+parametrisations. A learned optimizer has the same two
 functions; its phi is the weights of a network.
 
 The updates follow torch.optim to the last operation, and the tests hold them to it step by step.
@@ -41,6 +42,11 @@ def hyperparameters(lr: float, momentum: float | None = None, dtype=None) -> dic
     return phi
 
 
+def rate(phi: dict[str, Tensor]) -> Tensor:
+    """The learning rate: ``lr``, or exp(``log_lr``)."""
+    return phi["lr"] if "lr" in phi else phi["log_lr"].exp()
+
+
 def sgd() -> Optimizer:
     """Gradient descent: delta = -lr * grad."""
 
@@ -48,7 +54,7 @@ def sgd() -> Optimizer:
         return {}
 
     def update(phi, grad, state, theta):
-        return -phi["log_lr"].exp() * grad, state
+        return -rate(phi) * grad, state
 
     return Optimizer(init, update)
 
@@ -57,7 +63,7 @@ def rate_and_momentum(phi: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """(lr, mu) of any of the parametrisations of Wu et al. 2018's code, or of the logit.
 
     The momentum: ``logit_momentum``, ``log_momentum``, or ``log_damping`` = log(1 - mu). The rate:
-    ``log_lr``, or ``log_effective_lr`` = log(lr / (1 - mu)), what a long run of equal gradients
+    as in ``rate``, or ``log_effective_lr`` = log(lr / (1 - mu)), what a long run of equal gradients
     feels.
     """
     if "log_damping" in phi:
@@ -69,7 +75,7 @@ def rate_and_momentum(phi: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         damping = 1 - mu
     if "log_effective_lr" in phi:
         return phi["log_effective_lr"].exp() * damping, mu
-    return phi["log_lr"].exp(), mu
+    return rate(phi), mu
 
 
 def momentum() -> Optimizer:
@@ -112,7 +118,7 @@ def rmsprop(decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
 
     def update(phi, grad, state, theta):
         square = decay * state["square"] + (1 - decay) * grad**2
-        return -phi["log_lr"].exp() * grad / (_safe_sqrt(square) + eps), {"square": square}
+        return -rate(phi) * grad / (_safe_sqrt(square) + eps), {"square": square}
 
     return Optimizer(init, update)
 
@@ -136,7 +142,7 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimiz
         correction1 = 1 - beta1 + beta1 * state["one_minus_b1"]
         correction2 = 1 - beta2 + beta2 * state["one_minus_b2"]
         root = _safe_sqrt(square) / correction2.sqrt() + eps
-        delta = -phi["log_lr"].exp() / correction1 * mean / root
+        delta = -rate(phi) / correction1 * mean / root
         moments = {"mean": mean, "square": square}
         return delta, moments | {"one_minus_b1": correction1, "one_minus_b2": correction2}
 
@@ -148,6 +154,18 @@ def _safe_sqrt(x: Tensor) -> Tensor:
     # hypergradient into NaN. Its update is 0 whatever the root is, so give it the slope 0.
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+def decayed(opt: Optimizer) -> Optimizer:
+    """The same rule on grad + weight_decay * theta: an L2 penalty of weight_decay / 2 |theta|^2.
+
+    ``phi["weight_decay"]`` is the value, not its log, as in torch.optim.
+    """
+
+    def update(phi, grad, state, theta):
+        return opt.update(phi, grad + phi["weight_decay"] * theta, state, theta)
+
+    return Optimizer(opt.init, update)
 
 
 # ---- schedules: factor(phi, t) multiplies the learning rate at step t = 0, 1, ... ----
@@ -164,8 +182,8 @@ def scheduled(opt: Optimizer, factor: Callable) -> Optimizer:
         return {"step": theta.new_zeros(()), "inner": opt.init(theta)}
 
     def update(phi, grad, state, theta):
-        rate = "log_effective_lr" if "log_effective_lr" in phi else "log_lr"
-        now = {**phi, rate: phi[rate] + factor(phi, state["step"]).log()}
+        name = "log_effective_lr" if "log_effective_lr" in phi else "log_lr"
+        now = {**phi, name: phi[name] + factor(phi, state["step"]).log()}
         delta, inner = opt.update(now, grad, state["inner"], theta)
         return delta, {"step": state["step"] + 1, "inner": inner}
 
