@@ -13,7 +13,7 @@ FLOORS = [
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
     {"hypergrad", "lstm_window", "mlp_products"},
-    {"meta_train", "baselines", "noisy_quadratic", "smd", "surface", "oho", "oho_mlp"},
+    set("meta_train baselines noisy_quadratic smd surface oho oho_mlp oho_original".split()),
     {"curriculum"},
     {"figures", "interactive"},
 ]

@@ -1,6 +1,6 @@
 """Online hyperparameter optimization: hyperparameters tuned while the one run trains.
 
-    learner = MLP(task, "tanh")              # of oho_mlp; or Reference(task, decayed(sgd())): any task
+    learner = Reference(task, decayed(sgd()))        # or oho_mlp.MLP(task, "tanh"), the fast path
     phi = {"lr": torch.full((b, 1), 0.1), "weight_decay": torch.zeros(b, 1)}
     phi, state, _ = run(learner, Rule(), phi, learner.start(theta), feeds)
 
@@ -31,9 +31,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from tqdm.auto import tqdm
 
-from learnopt import hypergrad, unroll
+from learnopt import checkpoints, hypergrad, unroll
 from learnopt.layout import Layout
 from learnopt.optimizers import Optimizer
 from learnopt.tasks import Task
@@ -87,6 +88,30 @@ def run(learner, rule, phi, state, feeds: Iterable, begin=0, factor=None, record
         if rule.rates and t % rule.update_every == 0:
             phi = rule.update(phi, learner.slopes(state, judge))
     return phi, state, recorded
+
+
+def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoint=None,
+          parameters=None):  # fmt: skip
+    """``run`` by epochs, with a progress bar and, given a path, a checkpoint after each.
+
+    ``draw(epoch)`` makes an epoch's feeds; ``look(phi, state)`` is recorded before each epoch and
+    at the end. ``parameters`` tells one run's checkpoint from another's. Returns phi, the state and
+    the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit.
+    """
+    state, seen, begun = learner.start(theta), [], 0
+    _, spec = tree_flatten((phi, state))
+    found = checkpoint and checkpoints.load(checkpoint, parameters or {}, ("leaves", "seen"))
+    if found:
+        (phi, state), seen = tree_unflatten(found["leaves"], spec), found["seen"]
+        begun = len(seen)
+    for epoch in tqdm(range(begun, n_epochs), initial=begun, total=n_epochs, leave=False):
+        seen = [*seen, look(phi, state)]
+        feeds = draw(epoch)
+        phi, state, _ = run(learner, rule, phi, state, feeds, epoch * len(feeds), factor)
+        if checkpoint:
+            kept = {"leaves": tree_leaves((phi, state)), "seen": seen}
+            checkpoints.save(checkpoint, kept, parameters or {})
+    return phi, state, [*seen, look(phi, state)]
 
 
 def layer_groups(layout: Layout, n_groups: int) -> tuple[int, ...]:
