@@ -301,7 +301,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(make, tmp_path):
             raise KeyboardInterrupt
         return draw(epoch)
 
-    def look(phi, state):
+    def look(epoch, phi, state):
         return {"lr": phi["lr"], "norm": learner.tangents(state).norm()}
 
     def train(draw, checkpoint=None):

@@ -94,9 +94,9 @@ def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoi
           parameters=None):  # fmt: skip
     """``run`` by epochs, with a progress bar and, given a path, a checkpoint after each.
 
-    ``draw(epoch)`` makes an epoch's feeds; ``look(phi, state)`` is recorded before each epoch and
-    at the end. ``parameters`` tells one run's checkpoint from another's. Returns phi, the state and
-    the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit.
+    ``draw(epoch)`` makes an epoch's feeds; ``look(epoch, phi, state)`` is recorded before each
+    epoch and at the end. ``parameters`` tells one run's checkpoint from another's. Returns phi, the
+    state and the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit.
     """
     state, seen, begun = learner.start(theta), [], 0
     _, spec = tree_flatten((phi, state))
@@ -105,13 +105,13 @@ def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoi
         (phi, state), seen = tree_unflatten(found["leaves"], spec), found["seen"]
         begun = len(seen)
     for epoch in tqdm(range(begun, n_epochs), initial=begun, total=n_epochs, leave=False):
-        seen = [*seen, look(phi, state)]
+        seen = [*seen, look(epoch, phi, state)]
         feeds = draw(epoch)
         phi, state, _ = run(learner, rule, phi, state, feeds, epoch * len(feeds), factor)
         if checkpoint:
             kept = {"leaves": tree_leaves((phi, state)), "seen": seen}
             checkpoints.save(checkpoint, kept, parameters or {})
-    return phi, state, [*seen, look(phi, state)]
+    return phi, state, [*seen, look(n_epochs, phi, state)]
 
 
 def layer_groups(layout: Layout, n_groups: int) -> tuple[int, ...]:
