@@ -14,7 +14,7 @@ FLOORS = [
     {"lstm_optimizer", "unroll"},
     {"hypergrad", "lstm_window", "mlp_products"},
     set("meta_train baselines noisy_quadratic smd surface oho oho_mlp oho_original".split()),
-    {"curriculum"},
+    {"curriculum", "oho_module"},
     {"figures", "interactive"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
