@@ -12,8 +12,9 @@ FLOORS = [
     set("layout seeding matmul atomic curves download measure palette provenance".split()),
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
-    {"hypergrad", "lstm_window", "mlp_products"},
-    set("meta_train baselines noisy_quadratic smd surface oho oho_mlp oho_original".split()),
+    {"hypergrad", "lstm_window", "mlp_products", "mlp_tape"},
+    set("meta_train baselines noisy_quadratic smd smd_mlp surface".split())
+    | {"oho", "oho_mlp", "oho_original"},
     {"curriculum", "oho_module"},
     {"figures", "interactive"},
 ]

@@ -99,8 +99,13 @@ def feeds_ahead(batches: Sequence, score, deterministic: bool = False) -> list[u
 MODES = {"forward": hypergrad.forward, "reverse": hypergrad.reverse}
 
 
-def slopes(step: Callable, phi: Phi, carry, feeds: Sequence, mode: str = "forward"):
-    """d loss at the end / d phi for each member, each ``(m,)``, and the losses ``(m,)``."""
+def slopes(step: Callable, phi: Phi, carry, feeds: Sequence, mode: str | Callable = "forward"):
+    """d loss at the end / d phi for each member, each ``(m,)``, and the losses ``(m,)``.
+
+    mode: of MODES, or a fast path, ``(phi, carry, feeds) -> (slopes, losses)``, as ``smd_mlp``.
+    """
+    if callable(mode):
+        return mode(phi, carry, feeds)
     method = MODES[mode]
 
     def one(phi, carry):
@@ -111,7 +116,7 @@ def slopes(step: Callable, phi: Phi, carry, feeds: Sequence, mode: str = "forwar
     return vmap(one)(phi, carry._replace(meta_loss=torch.zeros_like(carry.meta_loss)))
 
 
-def look_ahead(step, rule: Rule, meta: Meta, carry, feeds: Sequence, mode: str = "forward") -> Meta:
+def look_ahead(step, rule: Rule, meta: Meta, carry, feeds: Sequence, mode="forward") -> Meta:
     """One meta-step from ``carry``, which is left as it is."""
     slope, _ = slopes(step, meta.phi, carry, feeds, mode)
     return rule.update(meta, slope)
@@ -139,7 +144,7 @@ class Plan(NamedTuple):
     steps_per_update: int = 100
     n_meta_steps: int = 10  # at every update, all on the same feeds
     last_rate: float = 1e-4  # the effective rate at the end
-    mode: str = "forward"  # of MODES; the numbers are the same, reverse is faster on a CPU
+    mode: str | Callable = "forward"  # see ``slopes``; the same numbers, reverse is faster on a CPU
 
     @property
     def middle(self) -> int:
