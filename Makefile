@@ -11,7 +11,7 @@ NOTEBOOKS = $(wildcard notebooks/[0-9]*.ipynb)
 # Batch runs and re-execution
 CHAPTERS ?=
 PRESET ?= quick
-SEEDS ?= 0
+SEEDS ?=
 JOBS ?= 2
 ARGS ?=
 
@@ -65,8 +65,9 @@ notebooks: $(STAMP) ## execute chapters at quick and store their outputs (CHAPTE
 smoke: $(STAMP) ## execute chapters at their smallest preset, storing nothing (CHAPTERS="01 03"; all by default)
 	$(PY) -m booktools.notebooks run --preset smoke $(CHAPTERS)
 
-batch: $(STAMP) ## run chapters over seeds: make batch CHAPTERS="03" PRESET=paper SEEDS="0 1 2" JOBS=2
-	$(PY) -m booktools.batch --chapters "$(CHAPTERS)" --preset $(PRESET) --seeds "$(SEEDS)" --jobs $(JOBS) $(ARGS)
+batch: $(STAMP) ## run chapters over seeds: make batch CHAPTERS="03" PRESET=paper SEEDS="0 1 2"; all by default
+	$(PY) -m booktools.batch --chapters "$(CHAPTERS)" --preset $(PRESET) $(if $(SEEDS),--seeds "$(SEEDS)") \
+	    --jobs $(JOBS) $(if $(filter paper,$(PRESET)),--record) $(ARGS)
 
 bench: ## time the library's hot paths against other libraries, in an environment of its own (.venv-bench)
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench

@@ -17,7 +17,7 @@ import nbformat
 import psutil
 import pytest
 
-from booktools import batch, collect, lock, plan, progress
+from booktools import batch, collect, lock, plan, progress, rounds
 from booktools.chapters import InputError
 from learnopt import records
 
@@ -253,18 +253,16 @@ def engine(tmp_path, monkeypatch):
     """The seeds that the engine was given, batch by batch; each run is marked as finished."""
     given = []
 
-    def finish(runs, arguments, options, descriptor):
-        given.append([run.seed for run in runs])
-        for run in runs:
-            fingerprint = plan.fingerprint(run.notebook, run.parameters)
-            plan.begin(run.folder, run.job(), fingerprint)
+    def finish(ready, runs, arguments, options, descriptor):
+        given.append([run.seed for run in ready])
+        for run in ready:
+            fingerprint = plan.fingerprint(run.notebook, run.parameters, run.need)
+            plan.begin(run.folder, plan.read_json(run.folder / plan.JOB), fingerprint)
             done = run.job() | {"fingerprint": fingerprint, "seconds": 7.0}
             plan.write_json(run.folder / plan.DONE, done)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(batch, "engine", finish)
-    monkeypatch.setattr(plan, "code_hash", lambda folder: "the library")
-    monkeypatch.setattr(plan.code_hash, "cache_clear", lambda: None, raising=False)
+    monkeypatch.setattr(rounds, "engine", finish)
     chapter_maker.write(tmp_path / "notebooks", "01_small", "x = 1", "y = 2")
     return given
 
@@ -286,7 +284,10 @@ def test_other_parameters_make_a_result_stale_and_keep_the_old_one(engine, capsy
     foreseen = capsys.readouterr().out
     batch.main(["-p", "lr", "0.5"])
 
-    assert foreseen == "run  01_small quick seed 0: stale, changed since it ran: parameters\n"
+    assert foreseen.splitlines() == [
+        "run  01_small quick seed 0: stale, parameters changed: lr 0.1 -> 0.5",
+        "1 runs: 1 to run, about 7 s to go",
+    ]
     assert engine == [[0], [0]]
     assert not (folder / "checkpoint").exists()
     assert (folder.with_name("seed0.old1") / "checkpoint").read_text() == "of lr 0.1"
@@ -304,6 +305,7 @@ def test_a_dry_run_lists_the_runs_with_reasons_and_writes_nothing(engine, capsys
         "keep 01_small quick seed 0: finished, 7 s",
         "run  01_small quick seed 1: interrupted, goes on where it was stopped",
         "run  01_small quick seed 2: new, never run",
+        "3 runs: 2 to run, about 14 s to go",
     ]
     assert sorted(Path("runs").rglob("*")) == before
 
@@ -337,17 +339,43 @@ def test_code_makes_a_result_stale_and_prose_does_not(tmp_path, engine):
     assert plan.fingerprint(path, {"lr": 0.2})["parameters"] != before["parameters"]
 
 
-def test_the_hash_of_the_library_sees_code_and_names_but_no_prose(tmp_path):
-    def hashed(name, text):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        (folder / name).write_text(text)
-        return plan.code_hash(folder)
+@pytest.fixture
+def half_done(engine):
+    """A run that was stopped half way, with a checkpoint, before its parameters changed."""
+    batch.main([])
+    folder = Path("runs/quick/01_small/seed0")
+    (folder / "done.json").unlink()
+    (folder / "seed0.checkpoint").write_text("of lr 0.1")
+    engine.clear()
+    return folder
 
-    before = hashed("a.py", 'def f():\n    """Says."""\n    return 1\n')
-    assert hashed("a.py", '"""Now."""\n\ndef f():  # why\n    "Better."\n    return 1\n') == before
-    assert hashed("a.py", "def f():\n    return 2\n") != before
-    assert hashed("b.py", "def f():\n    return 1\n") != before
+
+def test_checkpoints_of_other_parameters_are_held_until_someone_decides(engine, half_done, capsys):
+    assert batch.main(["-p", "lr", "0.5"]) == 1
+    said = capsys.readouterr().out
+    assert "HELD 01_small quick seed 0: parameters changed: lr 0.1 -> 0.5; it has 1 check" in said
+    assert "--stale restart keeps the old folder and starts anew" in said
+    assert engine == [] and (half_done / "seed0.checkpoint").exists()
+
+    assert batch.main(["-p", "lr", "0.5", "--stale", "restart"]) == 0
+    assert engine == [[0]] and not (half_done / "seed0.checkpoint").exists()
+    assert (half_done.with_name("seed0.old1") / "seed0.checkpoint").exists()
+
+
+def test_a_held_run_can_go_on_and_its_record_will_say_so(engine, half_done):
+    assert batch.main(["-p", "lr", "0.5", "--stale", "go-on"]) == 0
+    assert engine == [[0]] and (half_done / "seed0.checkpoint").exists()
+    assert plan.read_json(half_done / plan.STARTED)["mixed"] is True
+
+
+def test_a_run_that_was_stopped_goes_on_when_only_prose_has_changed(engine, half_done):
+    path = Path("notebooks/01_small.ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].source = "x = 1  # a better comment"
+    nbformat.write(notebook, path)
+    assert batch.main([]) == 0
+    assert engine == [[0]] and (half_done / "seed0.checkpoint").exists()
+    assert not half_done.with_name("seed0.old1").exists()
 
 
 def test_a_run_does_not_go_on_with_checkpoints_of_other_code(tmp_path):
@@ -379,7 +407,7 @@ def test_the_time_to_go_follows_from_earlier_runs_of_the_chapter(tmp_path):
         plan.write_json(runs[seed].folder / plan.DONE, {"seconds": seconds})
 
     # The median is 20 s: run 2 needs 5 s more, runs 3 and 4 need 20 s each, on two jobs.
-    assert progress.remaining_seconds(runs, counts, 2) == pytest.approx(22.5)
+    assert progress.remaining_seconds(runs, counts, 2) == (pytest.approx(22.5), 0)
     assert progress.line(runs, counts, 2).startswith(
         "1/5 finished, 1 running, 1 failed, about 22 s"
     )

@@ -75,7 +75,7 @@ def test_tensors_and_numpy_numbers_are_metrics_and_curves(tmp_path):
 def test_provenance_says_who_ran_what_where_and_when(tmp_path):
     found = records.load(save(tmp_path)).provenance
     assert (found["seed"], found["device"], found["seconds"]) == (0, "cpu", 1.5)
-    assert set(found["versions"]) == {"python", "torch", "numpy", "learnopt"}
+    assert set(found["versions"]) == {"python", "torch", "numpy", "learnopt", "lock"}
     assert found["n_threads"] == torch.get_num_threads()
     assert found["device_name"] and found["platform"]
     assert "T" in found["date"] and found["date"].endswith("+00:00")

@@ -2,6 +2,7 @@
 
     python -m booktools.batch --chapters "03" --preset paper --seeds "0 1 2" --jobs 2
 
+Without chapters it runs all of them, without seeds those that the claims of the book need.
 Everything that was asked for is checked before anything runs. Snakemake starts the runs; what is
 after a bare `--` is handed to it (a cluster profile). A run that is finished, with the present
 code and parameters, is not run again. See plan.py for what a run leaves behind.
@@ -11,16 +12,16 @@ Exit code: 0 if every run is finished, 1 if one is not, 2 if something was asked
 
 import argparse
 import importlib.util
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-from booktools import chapters, lock, plan, presets, progress
+from booktools import chapters, claims, lock, needs, plan, presets, progress, rounds
 from booktools.chapters import InputError
 
 MAX_SEED = 2**32 - 1  # the largest that numpy takes
 SET_BY_BATCH = {"seed": "--seeds", "preset": "--preset"}
+HELD = "--stale restart keeps the old folder and starts anew, --stale go-on keeps its checkpoints"
 LOCK_SECONDS = 10  # a killed batch needs less to be gone
 
 
@@ -31,19 +32,19 @@ def main(argv=None):
     try:
         runs = planned(arguments)
         if arguments.dry_run:
-            return show(runs)
-        with only_batch(arguments.runs) as descriptor:
-            run_all(runs, arguments, argv[cut + 1 :], descriptor)
-        plan.code_hash.cache_clear()  # the library may have been edited meanwhile
+            return show(runs, arguments.jobs)
+        with only_batch(arguments.runs, arguments.shared) as descriptor:
+            rounds.run_all(runs, arguments, argv[cut + 1 :], descriptor)
         finished = [run for run in runs if plan.state(run).name == "finished"]
         report(runs, arguments.runs)
         if arguments.record:
-            from booktools import collect  # imports torch
-
-            for path in collect.collect(finished, arguments.results):
-                print(f"recorded {path}")
-    except (InputError, OSError) as error:
+            record(finished, arguments.results)
+    except InputError as error:
         print(f"batch: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        remedy = "free disk space, or choose a folder that can be written; the same command goes on"
+        print(f"batch: {error}; {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("batch: stopped; the same command goes on", file=sys.stderr)
@@ -59,7 +60,7 @@ def parser():
     )
     result.add_argument("--chapters", default="", help='e.g. "03" or "01 03"; all by default')
     result.add_argument("--preset", default=presets.QUICK, help="quick, smoke, paper, ...")
-    result.add_argument("--seeds", default="0", help='e.g. "0 1 2"')
+    result.add_argument("--seeds", help='e.g. "0 1 2"; by default those that the claims need')
     result.add_argument("--jobs", default=1, type=int, help="runs at the same time")
     result.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="values",
@@ -67,6 +68,13 @@ def parser():
     )  # fmt: skip
     result.add_argument("--dry-run", action="store_true", help="list the runs, with reasons; end")
     result.add_argument("--record", action="store_true", help="copy finished records to --results")
+    result.add_argument(
+        "--stale", choices=rounds.CHOICES, default=rounds.HOLD,
+        help="what to do with checkpoints of an unfinished run of other code or parameters",
+    )  # fmt: skip
+    result.add_argument(
+        "--shared", action="store_true", help="divide the runs with other batches in --runs"
+    )
     result.add_argument("--notebooks", type=Path, default=Path("notebooks"), metavar="FOLDER")
     result.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER")
     result.add_argument("--results", type=Path, metavar="FOLDER", help="default: data/results")
@@ -76,19 +84,33 @@ def parser():
 def planned(arguments):
     """The runs asked for. Raises InputError with one line per thing that is wrong."""
     problems, runs = [], []
-    seeds = _attempt(problems, _seeds, arguments.seeds) or []
+    by_claim = {} if arguments.seeds else _attempt(problems, needed_seeds, arguments.preset)
+    seeds = arguments.seeds is not None and _attempt(problems, _seeds, arguments.seeds)
+    table = _attempt(problems, needs.read, arguments.notebooks) or {}
     if arguments.jobs < 1:
         problems.append(f"--jobs {arguments.jobs}: must be 1 or more")
     if importlib.util.find_spec("snakemake") is None:
         problems.append("Snakemake is not installed: pip install -e '.[batch]'")
     picked = _attempt(problems, chapters.pick, arguments.notebooks, arguments.chapters.split())
     for notebook in picked or []:
-        values = _attempt(problems, _values, notebook, arguments.preset, arguments.values)
-        for seed in seeds if values is not None else []:
-            runs.append(plan.make(arguments.runs, notebook, arguments.preset, seed, values))
+        given = _attempt(problems, _values, notebook, arguments.preset, arguments.values)
+        of_chapter = seeds or range((by_claim or {}).get(notebook.stem, 1))
+        for seed in of_chapter if given and not problems else []:
+            run = plan.make(arguments.runs, notebook, arguments.preset, seed, *given)
+            runs.append(run._replace(need=_attempt(problems, needs.of, table, run)))
     if problems:
         raise InputError("\n".join(problems))
     return runs
+
+
+def record(finished, results):
+    """Copy the records of finished runs, and bring the ledger of this checkout up to date."""
+    from booktools import collect, ledger  # import torch
+
+    for path in collect.collect(finished, results):
+        print(f"recorded {path}")
+    if results is None and ledger.main([]):
+        raise InputError("the records are copied, but the ledger could not be written")
 
 
 def _attempt(problems, function, *arguments):
@@ -116,90 +138,67 @@ def _values(notebook, preset, overrides):
         if name not in parameters or parameters[name].kind != kind
     ]
     values = _attempt(problems, presets.load, notebook, preset, parameters) or {}
+    given = {}
     for name, text in overrides:
         if name in SET_BY_BATCH:
             problems.append(f"-p {name}: is set by {SET_BY_BATCH[name]}")
         else:
-            values[name] = _attempt(problems, presets.parse, name, text, parameters)
+            given[name] = _attempt(problems, presets.parse, name, text, parameters)
     if problems:
         raise InputError("\n".join(f"{notebook.stem}: {problem}" for problem in problems))
-    return values
+    return values | given, given
 
 
-def show(runs):
-    for run in runs:
-        name, reason = plan.state(run)
-        print(f"{'keep' if name == 'finished' else 'run ':4} {run}: {name}, {reason}")
+def needed_seeds(preset):
+    """{chapter: n}: the claims on records of this preset ask for the seeds 0 to n - 1."""
+    path = Path("data") / "claims.yaml"
+    try:
+        rows = claims.load(path)[1] if path.is_file() else []
+    except claims.ClaimError as error:
+        raise InputError(str(error)) from None
+    found = Counter()
+    for row in rows:
+        if row.preset == preset:
+            found[row.chapter] = max(found[row.chapter], row.min_seeds)
+    return found
+
+
+def show(runs, n_jobs):
+    """List the runs, and say which would run, why, and how long that takes."""
+    found = rounds.states(runs)
+    for run, (name, reason) in zip(runs, found, strict=True):
+        what = {"finished": "keep", "held": "HOLD"}.get(name, "run")
+        print(f"{what:4} {run}: {name}, {reason}")
+    todo = [run for run, state in zip(runs, found, strict=True) if state.name != "finished"]
+    counts = progress.Counts(frozenset(), frozenset(), {})
+    time_to_go = f", {progress.time_to_go(todo, counts, n_jobs)}" if todo else ""
+    print(f"{len(runs)} runs: {len(todo)} to run{time_to_go}")
     return 0
 
 
-def only_batch(folder):
-    """A context in which no other batch uses this folder of runs."""
+def only_batch(folder, shared=False):
+    """A context in which no batch uses this folder of runs but, if shared, others that share it."""
     folder.mkdir(parents=True, exist_ok=True)
-    return lock.held(folder / "lock", f"{folder}: another batch is running there", LOCK_SECONDS)
-
-
-def run_all(runs, arguments, engine_options, descriptor):
-    """Run what is not finished, or not by the present code with the present parameters."""
-    states = [plan.state(run) for run in runs]
-    todo = [run for run, state in zip(runs, states, strict=True) if state.name != "finished"]
-    for run, state in zip(runs, states, strict=True):
-        if state.name == "stale":
-            print(f"{run}: {state.reason}; the old run is kept in {plan.set_aside(run.folder)}")
-    for run in todo:
-        for name in (plan.DONE, plan.FAILED):
-            (run.folder / name).unlink(missing_ok=True)
-        plan.write_json(run.folder / plan.JOB, run.job())
-    print(f"{len(runs)} runs: {len(runs) - len(todo)} finished before, {len(todo)} to run")
-    if todo:
-        engine(todo, arguments, engine_options, descriptor)
-
-
-def engine(runs, arguments, options, descriptor):
-    """Let Snakemake run the jobs, under a guard that ends them when this process ends."""
-    root = arguments.runs.resolve()
-    targets = [str((run.folder / plan.DONE).relative_to(root)) for run in runs]
-    plan.write_json(root / "engine.json", {"python": sys.executable, "targets": targets})
-    snakefile = Path(__file__).with_name("Snakefile")
-    # Results are written in one step, so the engine's own marks of unfinished files are not
-    # needed, and a batch that was killed leaves no lock of the engine to be lifted by hand.
-    command = [sys.executable, "-m", "booktools.guard", sys.executable, "-m", "snakemake",
-               "--snakefile", snakefile, "--directory", root, "--configfile", root / "engine.json",
-               "--jobs", arguments.jobs, "--keep-going", "--nolock", "--ignore-incomplete",
-               "--rerun-triggers", "mtime", "--scheduler", "greedy", *options]  # fmt: skip
-    with (
-        open(root / "engine.log", "wb") as log,
-        subprocess.Popen(
-            [str(part) for part in command],
-            stdin=subprocess.PIPE, stdout=log, stderr=log,
-            start_new_session=True, pass_fds=[descriptor],
-        ) as guard,
-    ):  # fmt: skip
-        progress.watch(runs, arguments.jobs, lambda timeout: _has_ended(guard, timeout))
-
-
-def _has_ended(process, timeout_seconds):
-    try:
-        process.wait(timeout_seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    busy = f"{folder}: another batch is running there"
+    return lock.held(folder / "lock", busy, LOCK_SECONDS, shared)
 
 
 def report(runs, root):
     """Print every run that has no valid result, with the reason and where to look."""
     counts = Counter()
-    for run in runs:
-        name, reason = plan.state(run)
+    for run, (name, reason) in zip(runs, rounds.states(runs), strict=True):
         counts[name] += 1
         if name == "failed":
+            reason = reason.removeprefix("failed before: ")
             print(f"FAILED {run}: {reason}\n  {run.folder / run.notebook.name}")
         elif name == "stale":
             print(f"STALE {run}: {reason}; the same command runs it again")
+        elif name == "held":
+            print(f"HELD {run}: {reason}\n  {HELD}")
         elif name == "interrupted":
             print(f"ENDED {run}: its process was ended from outside\n  {run.folder / 'run.log'}")
-        elif name == "new":
-            print(f"NOT STARTED {run}\n  {root / 'engine.log'}")
+        elif name in ("new", rounds.WAITING):
+            print(f"NOT STARTED {run}: {reason}\n  {root / 'engine.log'}")
     print(f"{counts['finished']} of {len(runs)} runs are finished")
 
 

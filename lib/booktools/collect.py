@@ -1,7 +1,8 @@
 """Copies the records that finished runs have left in their folders into the book's results."""
 
+from booktools import plan
 from booktools.chapters import InputError
-from learnopt import atomic, records
+from learnopt import atomic, provenance, records
 
 
 def collect(runs, root=None):
@@ -27,6 +28,11 @@ def collect(runs, root=None):
             found[target] = path
     if problems:
         raise InputError("\n".join(problems))
+    for run in runs:
+        packages = run.folder / plan.VERSIONS
+        if packages.is_file() and any(target.parent.name == run.notebook.stem for target in found):
+            text = packages.read_text()
+            atomic.write({root / "versions" / f"{provenance.lock(text)}.txt": text.encode()})
     for target, path in found.items():
         curves = path.with_suffix(".npz").read_bytes()
         atomic.write({target.with_suffix(".npz"): curves, target: path.read_bytes()})

@@ -1,24 +1,27 @@
 """Executes one notebook with papermill, in the Python that runs this file.
 
-    python -m booktools.execute FOLDER
+    python -m booktools.execute FOLDER [NOTEBOOKS [no]]
 
 runs the job that a batch has described in FOLDER/job.json (plan.py says what else is there).
+NOTEBOOKS is where the chapters are, if they are elsewhere than on the machine that described it.
+With `no` it does not wait for a job that runs in FOLDER, but ends.
 """
 
 import contextlib
+import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import papermill
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from booktools import lock, plan
+from booktools import lock, needs, plan
+from booktools.chapters import InputError
+from learnopt import atomic, provenance
 
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
@@ -56,9 +59,12 @@ def execute(source, target, values, extra_environment=()):
     holds the outputs, and the error, of a run that fails. Changes the environment of this process.
     Raises papermill's and nbclient's errors.
     """
+    import papermill  # slow to import, and a job that finds nothing to do needs none of it
+
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ.pop("MPLBACKEND", None)  # a shell's "agg" would leave the figures out
-    os.environ.pop("LEARNOPT_RUN_DIR", None)
+    for name in ("LEARNOPT_RUN_DIR", "LEARNOPT_TRAINED", "LEARNOPT_CONTENT"):
+        os.environ.pop(name, None)
     os.environ |= ONE_THREAD | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"} | dict(extra_environment)
     start = time.perf_counter()
     with private_sockets() as config:
@@ -78,27 +84,36 @@ def execute(source, target, values, extra_environment=()):
 
 def describe(error):
     """One line that says what stopped a notebook."""
+    from papermill.exceptions import PapermillExecutionError
+
     if isinstance(error, PapermillExecutionError):
         return f"In [{error.exec_count}]: {error.ename}: {error.evalue}".splitlines()[0]
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def run_job(folder):
-    """Run the job in `folder` unless it is finished; return whether it is."""
-    job = plan.read_json(folder / plan.JOB)
-    with lock.held(folder / plan.LOCK):
+def run_job(folder, notebooks=None, wait_seconds=float("inf")):
+    """Run the job in `folder` unless it is finished; return whether it is.
+
+    Raises InputError if another job still runs there after `wait_seconds`.
+    """
+    with lock.held(folder / plan.LOCK, f"{folder}: another job runs there", wait_seconds):
+        job = plan.read_json(folder / plan.JOB)
         notebook = Path(job["notebook"])
-        fingerprint = plan.fingerprint(notebook, job["parameters"])
+        notebook = Path(notebooks, notebook.name) if notebooks else notebook
+        need = job.get("need")
+        need = need and needs.Need(**need | {"folder": (folder / need["folder"]).resolve()})
+        fingerprint = plan.fingerprint(notebook, job["parameters"], need)
         if plan.done(folder, fingerprint):
-            return True  # by a job that outlived its batch, while this one waited for the lock
+            return True  # by a job that outlived its batch, or of another one that shares the runs
+        with open(folder / plan.LOG, "wb") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
         try:
-            plan.begin(folder, job, fingerprint)
-            seconds = execute(
-                notebook,
-                folder / notebook.name,
-                job["values"],
-                {"LEARNOPT_RUN_DIR": str(folder)},
-            )
+            job |= {"notebook": str(notebook.resolve())}  # where this machine has it
+            environment = begin(folder, job, fingerprint)
+            environment |= needs.bring(need, plan.DONE, folder) if need else {}
+            target = folder / notebook.name
+            seconds = execute(notebook, target, job["values"], environment)
         except Exception as error:  # a kernel can fail in any way; the batch goes on
             plan.write_json(folder / plan.FAILED, {"error": describe(error)})
             print(error, file=sys.stderr)
@@ -108,5 +123,27 @@ def run_job(folder):
         return True
 
 
+def begin(folder, job, fingerprint):
+    """Mark the run as started; return what its notebook is told through the environment."""
+    content = {
+        "hashes": fingerprint,
+        "overrides": job.get("overrides", {}),
+        "seed": job["seed"],
+        "mixed": plan.begin(folder, job, fingerprint),
+    }
+    atomic.write({folder / plan.VERSIONS: provenance.installed().encode()})
+    return {"LEARNOPT_RUN_DIR": str(folder), "LEARNOPT_CONTENT": json.dumps(content)}
+
+
+def main(folder, notebooks=None, wait="yes"):
+    """The exit code: 0 finished, 1 failed, 75 taken by another job."""
+    try:
+        wait_seconds = 0 if wait == "no" else float("inf")
+        return 0 if run_job(Path(folder).resolve(), notebooks, wait_seconds) else 1
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return os.EX_TEMPFAIL
+
+
 if __name__ == "__main__":
-    sys.exit(0 if run_job(Path(sys.argv[1]).resolve()) else 1)
+    sys.exit(main(*sys.argv[1:]))

@@ -3,7 +3,7 @@
     python -m booktools.ledger            write book/replication.md and data/ledger.json
     python -m booktools.ledger --check    write nothing; fail if the two files are out of date
 
-Both print one line per claim.
+Both print one line per claim, and then which records are stale (ages.py); a verdict stays as it is.
 Exit status: 0 done, 1 out of date, 2 a claim or a record is faulty (the message says which).
 The files hold no date, so they change only when a claim, a record or a chapter does.
 """
@@ -14,7 +14,7 @@ import math
 import sys
 from pathlib import Path
 
-from booktools import claims, ledger_page, rules
+from booktools import ages, claims, ledger_page, rules
 from learnopt import atomic, provenance, records
 
 
@@ -85,10 +85,14 @@ def main(arguments=None):
         print(f"ledger: {error}", file=sys.stderr)
         return 2
     print(table(judged))
+    print(ages.report(root))
     if options.check:
         return _check(root, texts)
-    for path, text in texts.items():
-        atomic.write({path: text.encode()})
+    try:
+        atomic.write({path: text.encode() for path, text in texts.items()})
+    except OSError as error:
+        print(f"ledger: {error}; free disk space, or make the folder writable", file=sys.stderr)
+        return 2
     return 0
 
 

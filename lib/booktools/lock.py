@@ -8,16 +8,18 @@ from booktools.chapters import InputError
 
 
 @contextlib.contextmanager
-def held(path, busy="", wait_seconds=float("inf")):
+def held(path, busy="", wait_seconds=float("inf"), shared=False):
     """Hold the lock file `path`; yield its descriptor. The end of the process ends it too.
 
-    Raises InputError with the text `busy` if another process still holds it after `wait_seconds`.
+    shared: together with others who hold it so. Raises InputError with the text `busy` if another
+    process still holds it after `wait_seconds`.
     """
     deadline = time.monotonic() + wait_seconds
-    with open(path, "w") as file:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with open(path, "a+") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

@@ -9,27 +9,28 @@ holds
     failed.json    the error, if the last attempt failed
     NN_name.ipynb  the executed notebook, as far as it came
     run.log        what the process printed
+    versions.txt   the packages of the Python that ran it
+    trained/       the file that it took from another chapter's run (needs.py)
     records/       and whatever else the chapter puts into the folder LEARNOPT_RUN_DIR
 
-A result holds as long as its fingerprint is that of the present code and parameters. Comments,
-docstrings and markdown are left out of it, so that a better sentence does not age a week of runs.
+A result holds as long as its fingerprint is that of the present code and parameters (content.py).
 """
 
-import ast
-import functools
-import hashlib
-import importlib.util
 import json
+import os
+import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from booktools import chapters, lock
+from booktools import chapters, content, needs
 from booktools.chapters import InputError
 from learnopt import atomic
 
 JOB, STARTED, DONE, FAILED = "job.json", "started.json", "done.json", "failed.json"
 LOCK = "lock"  # held by the job that runs in the folder
+LOG, VERSIONS, RECORDS = "run.log", "versions.txt", "records"
+NO_CHECKPOINT = {JOB, STARTED, DONE, FAILED, LOCK, LOG, VERSIONS, RECORDS, needs.FOLDER}
 
 
 class Run(NamedTuple):
@@ -39,14 +40,21 @@ class Run(NamedTuple):
     folder: Path
     values: dict  # by which it differs from the parameters cell
     parameters: dict  # all of them
+    overrides: dict | None = None  # those among the values that are in no preset file
+    need: needs.Need | None = None  # what it takes from another run
 
     def job(self):
+        need = self.need and self.need._asdict()
+        if need:  # relative, since machines that share the folder may see it under other paths
+            need["folder"] = os.path.relpath(self.need.folder, self.folder)
         return {
             "notebook": str(self.notebook.resolve()),
             "preset": self.preset,
             "seed": self.seed,
             "values": self.values,
             "parameters": self.parameters,
+            "overrides": self.overrides or {},
+            "need": need,
         }
 
     def __str__(self):
@@ -54,49 +62,79 @@ class Run(NamedTuple):
 
 
 class State(NamedTuple):
-    name: str  # "finished", "new", "stale", "failed" or "interrupted"
+    name: str  # "finished", "new", "stale", "held", "failed" or "interrupted"
     reason: str
 
 
-def make(root, notebook, preset, seed, values):
+def make(root, notebook, preset, seed, values, overrides=None):
     """The run of `notebook` at `preset` with `seed`; `values` override its parameters cell."""
     folder = root.resolve() / preset / notebook.stem / f"seed{seed}"
     values = values | {"seed": seed, "preset": preset}
-    defaults = {name: p.default for name, p in chapters.parameters(notebook).items()}
-    return Run(notebook, preset, seed, folder, values, defaults | values)
+    return Run(notebook, preset, seed, folder, values, told(notebook, values), overrides)
+
+
+def told(notebook, values):
+    """All parameters of a run: those of the parameters cell, overridden by `values`."""
+    return {name: p.default for name, p in chapters.parameters(notebook).items()} | values
 
 
 def state(run):
     """What has become of a run, read from its folder."""
-    now = fingerprint(run.notebook, run.parameters)
+    now = fingerprint(run.notebook, run.parameters, run.need)
     if done(run.folder, now):
         return State("finished", f"{done(run.folder, now)['seconds']:.0f} s")
     started = read_json(run.folder / STARTED)
     if started is None:
         return State("new", "never run")
     if started.get("fingerprint") != now:
-        before = started.get("fingerprint") or {}
-        moved = [part for part in now if before.get(part) != now[part]]
-        return State("stale", f"changed since it ran: {', '.join(moved)}")
+        before = started.get("parameters")
+        before = before if isinstance(before, dict) else None
+        why = content.changes(started.get("fingerprint"), now, before, run.parameters)
+        kept = checkpoints(run.folder, run.notebook)
+        if kept and not read_json(run.folder / DONE):
+            size = sum(path.stat().st_size for path in kept) / 1e6
+            return State("held", f"{why}; it has {len(kept)} checkpoint files, {size:.1f} MB")
+        return State("stale", why)
     failed = read_json(run.folder / FAILED)
     if failed is not None:
-        return State("failed", str(failed.get("error")))
+        return State("failed", f"failed before: {failed.get('error')}")
     return State("interrupted", "goes on where it was stopped")
+
+
+def checkpoints(folder, notebook):
+    """The files that a chapter has put into the folder of its run, other than records."""
+    ours = NO_CHECKPOINT | {notebook.name}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return [p for p in paths if p.relative_to(folder).parts[0] not in ours and p.suffix != ".tmp"]
 
 
 def done(folder, fingerprint):
     """What `done.json` says, or None if there is no finished result with that fingerprint."""
     result = read_json(folder / DONE)
-    return result if result and result.get("fingerprint") == fingerprint else None
+    if not result or not isinstance(result.get("seconds"), int | float):
+        return None
+    return result if result.get("fingerprint") == fingerprint else None
 
 
 def begin(folder, job, fingerprint):
-    """Mark a run as started. Raises InputError if it would go on with checkpoints of other code."""
-    started = read_json(folder / STARTED)
-    if started and started.get("fingerprint") != fingerprint:
+    """Mark a run as started; return whether it goes on with checkpoints of other code.
+
+    Raises InputError if it would, and nobody asked for that.
+    """
+    started = read_json(folder / STARTED) or {"fingerprint": fingerprint}
+    is_other = started.get("fingerprint") != fingerprint
+    if is_other and not job.get("go_on"):
         raise InputError(f"{folder}: the code changed since the batch was planned; start it again")
+    attempts = started.get("attempts")
+    told = {
+        "fingerprint": fingerprint,
+        "mixed": is_other or bool(started.get("mixed")),
+        "attempts": attempts + 1 if isinstance(attempts, int) else 1,
+        "machine": socket.gethostname(),
+    }
     (folder / FAILED).unlink(missing_ok=True)
-    write_json(folder / STARTED, job | {"fingerprint": fingerprint})
+    write_json(folder / STARTED, job | told)
+    return told["mixed"]
 
 
 def running_seconds(folder):
@@ -110,64 +148,31 @@ def running_seconds(folder):
 
 
 def set_aside(folder):
-    """Rename the folder of a stale run, so that nothing in it is lost or taken up again."""
-    with lock.held(folder / LOCK, f"{folder}: a job of an earlier batch still runs there", 0):
-        number = 1
-        while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
-            number += 1
-        folder.rename(target)
+    """Rename the folder of a stale run, so that nothing in it is lost or taken up again.
+
+    The caller holds the lock in it.
+    """
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    folder.rename(target)
     return target
 
 
-def fingerprint(notebook, parameters):
-    """Hashes of what a run depends on: the notebook's code, the library's code, the parameters."""
-    cells = [
-        _without_prose(cell.source)
-        for cell in chapters.read(notebook).cells
-        if cell.cell_type == "code" and "parameters" not in chapters.tags(cell)
-    ]
-    library = Path(importlib.util.find_spec("learnopt").origin).parent
-    return {
-        "notebook": _hash(cells),
-        "library": code_hash(library),
-        "parameters": _hash([json.dumps(parameters, sort_keys=True)]),
-    }
-
-
-@functools.cache  # a batch asks for every run
-def code_hash(folder):
-    """A hash over the Python sources of a folder and their names."""
-    files = sorted(folder.rglob("*.py"))
-    texts = [
-        (f.relative_to(folder).as_posix(), _without_prose(f.read_text("utf-8"))) for f in files
-    ]
-    return _hash(part for pair in texts for part in pair)
-
-
-def _hash(texts):
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _without_prose(source):
-    """The code without comments, docstrings and layout. A cell with a %magic is kept as it is."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return source
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+def fingerprint(notebook, parameters, need=None):
+    """Hashes of what a run depends on: see content.of; and of the file that it needs."""
+    found = content.of(notebook, parameters)
+    path = need and needs.source(need, DONE)
+    if path and path.is_file():
+        found[need.name] = content.digest([path.read_bytes().hex()])
+    return found
 
 
 def read_json(path):
     """The object in a JSON file, or None if there is none or it is damaged."""
     try:
         value = json.loads(path.read_text("utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half letters could not be printed
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

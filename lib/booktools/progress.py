@@ -1,12 +1,15 @@
 """What a batch shows while it runs: runs finished, running and failed, and the time to go."""
 
+import re
 import statistics
 import sys
 import time
 from typing import NamedTuple
 
-from booktools import plan
+from booktools import chapters, plan
 
+COST = r"(?:about )?(?:\d+ to )?(\d+) ?(s|min|h)"  # of a range, the longer time
+UNITS = {"s": 1, "min": 60, "h": 3600}
 QUIET_SECONDS = 60  # where no terminal is watching, at least one line in this time
 
 
@@ -26,31 +29,46 @@ def count(runs):
     return Counts(finished, failed, running)
 
 
-def expected_seconds(folder):
-    """How long the runs of a chapter at a preset took: their median; None if none has finished."""
-    results = folder.glob(f"seed*/{plan.DONE}")
+def expected_seconds(run):
+    """How long a run takes: the median of its chapter at its preset, or what the chapter states.
+
+    None if neither is known.
+    """
+    results = run.folder.parent.glob(f"seed*/{plan.DONE}")
     seconds = [r["seconds"] for path in results if (r := plan.read_json(path)) and "seconds" in r]
-    return statistics.median(seconds) if seconds else None
+    return statistics.median(seconds) if seconds else stated_seconds(run)
+
+
+def stated_seconds(run):
+    """The seconds in a line like 'quick: 60 s on one CPU core; paper: about 20 to 80 minutes'."""
+    opening = next(iter(chapters.read(run.notebook).cells), None)
+    found = re.search(rf"\b{re.escape(run.preset)}: {COST}", opening.source if opening else "")
+    return float(found[1]) * UNITS[found[2]] if found else None
 
 
 def remaining_seconds(runs, counts, n_jobs):
-    """Expected time until the last run ends; None if a chapter among them has never finished."""
+    """Expected time until the last run ends, and how many of the runs are not counted in it."""
     to_go = [i for i in range(len(runs)) if i not in counts.finished | counts.failed]
-    folders = {runs[i].folder.parent for i in to_go}
-    expected = {folder: expected_seconds(folder) for folder in folders}
-    if None in expected.values():
-        return None
-    seconds = [expected[runs[i].folder.parent] - counts.running.get(i, 0.0) for i in to_go]
-    return sum(max(part, 0.0) for part in seconds) / n_jobs
+    expected = {runs[i].folder.parent: expected_seconds(runs[i]) for i in to_go}
+    known = [i for i in to_go if expected[runs[i].folder.parent] is not None]
+    seconds = [expected[runs[i].folder.parent] - counts.running.get(i, 0.0) for i in known]
+    parts = [max(part, 0.0) for part in seconds]
+    return max([sum(parts) / n_jobs, *parts]), len(to_go) - len(known)
+
+
+def time_to_go(runs, counts, n_jobs):
+    """E.g. 'about 4 min to go'; 'more than' where some runs have no estimate."""
+    seconds, n_unknown = remaining_seconds(runs, counts, n_jobs)
+    if n_unknown and not seconds:
+        return "no estimate yet"
+    return f"{'more than' if n_unknown else 'about'} {duration(seconds)} to go"
 
 
 def line(runs, counts, n_jobs):
     """E.g. '3/9 finished, 2 running, 1 failed, about 4 min to go'."""
-    remaining = remaining_seconds(runs, counts, n_jobs)
-    time_to_go = "no estimate yet" if remaining is None else f"about {duration(remaining)} to go"
     return (
         f"{len(counts.finished)}/{len(runs)} finished, {len(counts.running)} running, "
-        f"{len(counts.failed)} failed, {time_to_go}"
+        f"{len(counts.failed)} failed, {time_to_go(runs, counts, n_jobs)}"
     )
 
 

@@ -1,14 +1,14 @@
 """Where a result comes from: which code, which versions, which machine, when."""
 
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-
-import numpy as np
-import torch
 
 import learnopt
 
@@ -41,6 +41,8 @@ def commit():
 
 def device_name(device):
     """The name of the processor behind a torch device, e.g. 'NVIDIA H100 80GB HBM3'."""
+    import torch  # here, since who only asks for the commit or the packages need not wait for it
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -51,11 +53,28 @@ def device_name(device):
     return next(iter(names), platform.processor() or platform.machine())
 
 
+def installed():
+    """The packages of this Python, one line 'name==version' each, sorted: a lock file for pip."""
+    found = {(d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+
+
+def lock(text):
+    """12 hexadecimal digits that stand for a lock file, and name it in data/results/versions."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def describe(*, seed, device, seconds):
     """Everything that a record says about its origin, as JSON values.
 
-    seconds: wall-clock time of the run; date: UTC; n_threads: of torch's CPU operations.
+    seconds: wall-clock time of the run; date: UTC; n_threads: of torch's CPU operations;
+    versions.lock: of all packages, the name of a file in data/results/versions; content: only in
+    batch runs, the hashes of the code and of the parameters (booktools/content.py).
     """
+    import numpy as np
+    import torch
+
+    content = os.environ.get("LEARNOPT_CONTENT")
     return {
         "seed": int(seed),
         "device": str(device),
@@ -70,8 +89,9 @@ def describe(*, seed, device, seconds):
             "torch": str(torch.__version__),
             "numpy": np.__version__,
             "learnopt": learnopt.__version__,
+            "lock": lock(installed()),
         },
-    }
+    } | ({"content": json.loads(content)} if content else {})
 
 
 def line(provenance):

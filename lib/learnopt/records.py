@@ -20,6 +20,7 @@ import numbers
 import os
 import re
 from pathlib import Path
+from reprlib import repr as short
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ FIELDS = {
     "provenance.platform": TEXT, "provenance.seconds": NUMBER, "provenance.date": TEXT,
     "provenance.commit": (str, type(None)), "provenance.versions": (dict,),
 }  # fmt: skip
+OPTIONAL = {"provenance.content": (dict,)}  # older records, and those of no batch, lack it
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 PATTERN = re.compile(r"[A-Za-z0-9_.+*?\[\]!-]{1,100}")
 RESTORE = "restore it with git, or delete it and run again"
@@ -110,7 +112,8 @@ def load(path):
     """Read one record and verify its fields, types and checksum. Raises RecordError."""
     path = Path(path)
     try:
-        raw = json.loads(_read(path), parse_constant=_refuse_constant)
+        raw = json.loads(_read(path), parse_constant=_refuse, parse_float=_finite)
+        json.dumps(raw, ensure_ascii=False).encode()  # half letters, as of UTF-16, cannot be shown
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         if isinstance(error, RecordError):
             raise
@@ -130,7 +133,7 @@ def load(path):
 def paths(chapter, pattern="*", root=None):
     """The JSON files of the records that match, sorted by name, 'seed2' before 'seed10'."""
     if not (isinstance(pattern, str) and PATTERN.fullmatch(pattern)):
-        raise RecordError(f"{pattern!r} is no pattern of record names: like 'paper-*', no slash")
+        raise RecordError(f"{short(pattern)} is no pattern of record names: like 'paper-*', no slash")
     folder = _path(root, chapter, "any").parent
     found = [path for path in folder.glob(f"{pattern}.json") if not path.name.startswith(".")]
     return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(9), path.stem))
@@ -145,7 +148,7 @@ def _path(root, chapter, name):
     for field, value in (("chapter", chapter), ("name", name)):
         if not (isinstance(value, str) and FILE_NAME.fullmatch(value)):
             raise RecordError(
-                f"{field} {value!r} is not allowed: 1 to 100 letters, digits and _ . + -, "
+                f"{field} {short(value)} is not allowed: 1 to 100 letters, digits and _ . + -, "
                 "the first a letter or a digit"
             )
     return Path(root or results_root()) / chapter / f"{name}.json"
@@ -192,20 +195,22 @@ def _read(path):
 def _check(path, raw):
     """Refuse a record with a field that is missing, foreign, or of the wrong type."""
     found = _flatten(path, raw)
-    for field in sorted(FIELDS.keys() ^ found.keys()):
+    for field in sorted(FIELDS.keys() ^ (found.keys() - OPTIONAL.keys())):
         problem = "is missing" if field in FIELDS else "is not known"
         raise RecordError(f"{path}: field {field!r} {problem}; {RESTORE}")
-    for field, types in FIELDS.items():
-        if type(found[field]) not in types:
+    for field, types in (FIELDS | OPTIONAL).items():
+        if field in found and type(found[field]) not in types:
             wanted = " or ".join(kind.__name__ for kind in types)
             raise RecordError(f"{path}: field {field!r} must be {wanted}; {RESTORE}")
     if raw["format"] != FORMAT:
         raise RecordError(f"{path}: field 'format' must be {FORMAT}; update learnopt")
+    if type(raw["provenance"]["versions"].get("torch")) is not str:
+        raise RecordError(f"{path}: field 'provenance.versions' must name torch's; {RESTORE}")
     if (raw["chapter"], raw["name"]) != (path.parent.name, path.stem):
         raise RecordError(f"{path}: fields 'chapter' and 'name' do not fit the file; {RESTORE}")
     for key, value in raw["metrics"].items():
         if not curve_files.NAME.fullmatch(key):
-            raise RecordError(f"{path}: metric {key!r}: names are letters, digits and _ only")
+            raise RecordError(f"{path}: metric {key!r} must be letters, digits and _ only")
         huge = type(value) is int and abs(value) >= 2**63
         named = type(value) is str and value in NOT_FINITE
         if huge or not (named or type(value) in NUMBER):
@@ -225,5 +230,9 @@ def _flatten(path, raw):
     return flat
 
 
-def _refuse_constant(text):
+def _finite(text):
+    return float(text) if math.isfinite(float(text)) else _refuse(text)
+
+
+def _refuse(text):
     raise ValueError(f"{text} is not JSON; a metric that is not finite is a string")

@@ -1,0 +1,137 @@
+"""What a result depends on, as hashes: the code that the run used, and its parameters.
+
+The code is that of the notebook and of the modules of the library that it imports, directly or
+through one another. Comments, docstrings, markdown and layout are left out, so that a better
+sentence does not age a week of runs; the parameters cell is, since its values are hashed.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+from booktools import chapters
+
+LIBRARY = "learnopt"
+PARAMETERS, NOTEBOOK = "parameters", "notebook"
+MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
+
+
+def of(notebook, parameters, library=None):
+    """{what: hash}: 'parameters', 'notebook', and one entry a module, as 'learnopt.tasks'.
+
+    notebook: path. parameters: all of them, JSON values. library: its folder, by default that of
+    the library that is installed. Raises InputError if the notebook is none.
+    """
+    library = Path(library or importlib.util.find_spec(LIBRARY).origin).resolve()
+    library = library if library.is_dir() else library.parent
+    code, names = code_of_notebook(Path(notebook))
+    found = {PARAMETERS: digest([json.dumps(parameters, sort_keys=True)]), NOTEBOOK: code}
+    names = modules(library, names)
+    return found | {".".join(filter(None, (LIBRARY, n))): code_of(library, n)[0] for n in names}
+
+
+def modules(library, names):
+    """The modules of a folder that `names` import, directly or not, sorted; '' is __init__."""
+    found, queue = set(), ["", *names]
+    while queue:
+        name = queue.pop()
+        if name not in found and _file(library, name).is_file():
+            found.add(name)
+            queue += code_of(library, name)[1]
+    return sorted(found)
+
+
+def code_of_notebook(path):
+    """The hash of the code cells, and the names that they import from the library."""
+    return _code_of_notebook(path, path.stat().st_mtime_ns if path.is_file() else None)
+
+
+@functools.cache  # a batch asks for every run, often; the time of change is part of the key
+def _code_of_notebook(path, _changed):
+    cells = [
+        cell.source
+        for cell in chapters.read(path).cells
+        if cell.cell_type == "code" and "parameters" not in chapters.tags(cell)
+    ]
+    names = [name for cell in cells for name in imported(cell)]
+    return digest([without_prose(cell) for cell in cells]), names
+
+
+def code_of(library, name):
+    """The hash of a module's code, and the names that it imports from the library."""
+    path = _file(library, name)
+    return _code_of(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _code_of(path, _changed):
+    source = path.read_text("utf-8")
+    return digest([without_prose(source)]), imported(source)
+
+
+def _file(library, name):
+    return library / f"{name or '__init__'}.py"
+
+
+def imported(source):
+    """The names after 'learnopt.' that a source imports. Some may be no modules."""
+    try:
+        tree = ast.parse(MAGIC.sub(r"\1pass", source))
+    except SyntaxError:
+        return []
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == LIBRARY:
+            names += [f"{LIBRARY}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return [name.split(".")[1] for name in names if name.startswith(f"{LIBRARY}.")]
+
+
+def without_prose(source):
+    """The code without comments, docstrings and layout. A cell with a %magic is kept as it is."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def digest(texts):
+    """16 hexadecimal digits over texts, each ended by a zero byte."""
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(text.encode() + b"\0")
+    return found.hexdigest()[:16]
+
+
+def changes(before, now, told_before=None, told_now=None):
+    """In words, what differs between two results of `of`; '' if nothing does.
+
+    told: the parameters themselves, where they are known, to say which of them differ.
+    """
+    before = before if isinstance(before, dict) else {}
+    moved = [k for k in sorted(now.keys() | before.keys()) if before.get(k) != now.get(k)]
+    parts = []
+    if PARAMETERS in moved:
+        old, new = told_before or {}, told_now or {}
+        names = [k for k in {**old, **new} if old.get(k) != new.get(k)] if old and new else []
+        pairs = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+        parts.append(f"parameters changed: {', '.join(pairs)}".removesuffix(": "))
+    files = [k for k in moved if "-" in k or k.endswith(".npz")]
+    code = [k for k in moved if k != PARAMETERS and k not in files]
+    if code:
+        parts.append(f"code changed: {', '.join(code)}")
+    if files:
+        parts.append(f"input changed: {', '.join(files)}")
+    return "; ".join(parts)

@@ -1,0 +1,133 @@
+"""What ages a result: exactly the code that its run used, and its parameters; never prose."""
+
+import json
+
+import chapter_maker
+import nbformat
+import pytest
+
+from booktools import ages, content, plan
+from learnopt import records
+
+MODULES = {
+    "__init__": "",
+    "bottom": '"""Words."""\n\n\ndef f():\n    """More."""\n    return 1\n',
+    "top": "from learnopt.bottom import f\n",
+    "aside": "x = 1\n",
+}
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with a small library, one chapter that imports `top`, and its paper preset."""
+    library = tmp_path / "lib" / "learnopt"
+    library.mkdir(parents=True)
+    for name, source in MODULES.items():
+        (library / f"{name}.py").write_text(source)
+    bootstrap = "try:\n    from learnopt import top\nexcept ImportError:\n    %pip install it"
+    chapter_maker.write(tmp_path / "notebooks", "01_small", bootstrap, "y = top.f()")
+    chapter_maker.write_preset(tmp_path / "notebooks", "01_small", "paper", "preset: paper\n")
+    return tmp_path
+
+
+def hashes(checkout, **parameters):
+    notebook = checkout / "notebooks" / "01_small.ipynb"
+    return content.of(notebook, {"lr": 0.1} | parameters, checkout / "lib" / "learnopt")
+
+
+def test_the_modules_that_count_are_those_imported_directly_or_not(checkout):
+    names = {"parameters", "notebook", "learnopt", "learnopt.top", "learnopt.bottom"}
+    assert hashes(checkout).keys() == names
+
+
+EDITS = [
+    ("bottom", "def f():  # why\n    'Better.'\n    return 1\n", ""),
+    ("bottom", "def f():\n    return 2\n", "code changed: learnopt.bottom"),
+    ("top", "from learnopt.bottom import f\nz = 1\n", "code changed: learnopt.top"),
+    ("top", "f = int\n", "code changed: learnopt.bottom, learnopt.top"),
+    ("aside", "x = 2\n", ""),
+    ("__init__", "version = 2\n", "code changed: learnopt"),
+]
+
+
+@pytest.mark.parametrize(("module", "source", "why"), EDITS)
+def test_an_edit_to_the_library_ages_exactly_what_used_it(checkout, module, source, why):
+    before = hashes(checkout)
+    (checkout / "lib" / "learnopt" / f"{module}.py").write_text(source)
+    assert content.changes(before, hashes(checkout)) == why
+
+
+def test_changed_parameters_are_named_where_they_are_known(checkout):
+    before, now = hashes(checkout), hashes(checkout, lr=0.5)
+    assert content.changes(before, now) == "parameters changed"
+    words = content.changes(before, now, {"lr": 0.1, "n": 1}, {"lr": 0.5, "n": 1})
+    assert words == "parameters changed: lr 0.1 -> 0.5"
+
+
+# ---- records
+
+
+def saved(checkout, monkeypatch, **told):
+    """A record of the chapter as a batch run of seed 1 leaves it, loaded."""
+    values = {"seed": 1, "preset": "paper", "lr": 0.7}
+    notebook = checkout / "notebooks" / "01_small.ipynb"
+    found = hashes(checkout, **plan.told(notebook, values))
+    told = {"hashes": found, "overrides": {"lr": 0.7}, "seed": 1, "mixed": False} | told
+    monkeypatch.setenv("LEARNOPT_CONTENT", json.dumps(told))
+    path = records.save(
+        "01_small", "paper-seed1", parameters={}, metrics={"x": 1.0}, curves={"x": [1.0]},
+        seed=1, device="cpu", seconds=1.0, preset="paper", root=checkout / "data" / "results",
+    )  # fmt: skip
+    return records.load(path)
+
+
+def edit_cell(checkout, source):
+    path = checkout / "notebooks" / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = source
+    nbformat.write(notebook, path)
+
+
+def test_a_record_is_fresh_until_code_or_parameters_change(checkout, monkeypatch):
+    record = saved(checkout, monkeypatch)
+    assert ages.of(record, checkout) == (ages.FRESH, "")
+    edit_cell(checkout, "# a better sentence\ny = top.f()")
+    assert ages.of(record, checkout).name == ages.FRESH
+    chapter_maker.write_preset(
+        checkout / "notebooks", "01_small", "paper", "preset: paper\nlr: 1.0"
+    )
+    assert ages.of(record, checkout).name == ages.FRESH  # lr was given by hand
+    text = "preset: paper\nn_steps: 9"
+    chapter_maker.write_preset(checkout / "notebooks", "01_small", "paper", text)
+    assert ages.of(record, checkout) == (ages.STALE, "parameters changed")
+
+
+def test_the_ledger_says_which_records_are_stale_and_why(checkout, monkeypatch):
+    saved(checkout, monkeypatch)
+    edit_cell(checkout, "y = 2 * top.f()")
+    assert ages.report(checkout).splitlines() == [
+        "STALE 01_small/paper-seed1: code changed: notebook",
+        "1 records: 0 fresh, 1 stale, 0 age unknown",
+    ]
+
+
+def test_a_run_that_went_on_from_checkpoints_of_other_code_is_stale(checkout, monkeypatch):
+    age = ages.of(saved(checkout, monkeypatch, mixed=True), checkout)
+    assert age == (ages.STALE, "its run went on from checkpoints of other code")
+
+
+def test_the_age_of_a_record_without_hashes_is_unknown(checkout, monkeypatch):
+    record = saved(checkout, monkeypatch)
+    del record.provenance["content"]
+    assert ages.of(record, checkout).name == ages.UNKNOWN
+
+
+@pytest.mark.parametrize("told", [{"hashes": 3}, {"hashes": {}}, {"overrides": []}, {"seed": {}}])
+def test_damaged_hashes_are_an_age_and_no_crash(checkout, monkeypatch, told):
+    assert ages.of(saved(checkout, monkeypatch, **told), checkout).name != ages.FRESH
+
+
+def test_a_record_of_a_chapter_that_is_gone_is_stale(checkout, monkeypatch):
+    record = saved(checkout, monkeypatch)
+    (checkout / "notebooks" / "01_small.ipynb").unlink()
+    assert ages.of(record, checkout).name == ages.STALE
