@@ -256,7 +256,8 @@ def test_the_command_of_the_kubernetes_job_is_one_that_the_batch_takes():
     container = job["spec"]["template"]["spec"]["containers"][0]
     arguments = batch.parser().parse_args(container["args"])
     assert arguments.shared and str(arguments.runs).startswith("/shared/")
-    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    [volume] = job["spec"]["template"]["spec"]["volumes"]
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/shared"}]
 
 
 # ---- equal records

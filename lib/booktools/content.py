@@ -17,6 +17,7 @@ from booktools import chapters
 
 LIBRARY = "learnopt"
 PARAMETERS, NOTEBOOK = "parameters", "notebook"
+MAX_NAMES = 5  # of changed files in a line
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
@@ -128,10 +129,11 @@ def changes(before, now, told_before=None, told_now=None):
         names = [k for k in {**old, **new} if old.get(k) != new.get(k)] if old and new else []
         pairs = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
         parts.append(f"parameters changed: {', '.join(pairs)}".removesuffix(": "))
-    files = [k for k in moved if "-" in k or k.endswith(".npz")]
+    files = [k for k in moved if k.endswith(".npz")]
     code = [k for k in moved if k != PARAMETERS and k not in files]
     if code:
-        parts.append(f"code changed: {', '.join(code)}")
+        more = f" and {len(code) - MAX_NAMES} more" if len(code) > MAX_NAMES else ""
+        parts.append(f"code changed: {', '.join(code[:MAX_NAMES])}{more}")
     if files:
         parts.append(f"input changed: {', '.join(files)}")
     return "; ".join(parts)

@@ -42,7 +42,8 @@ def expected_seconds(run):
 def stated_seconds(run):
     """The seconds in a line like 'quick: 60 s on one CPU core; paper: about 20 to 80 minutes'."""
     opening = next(iter(chapters.read(run.notebook).cells), None)
-    found = re.search(rf"\b{re.escape(run.preset)}: {COST}", opening.source if opening else "")
+    text = (opening.source if opening else "").replace("half an hour", "30 min")
+    found = re.search(rf"\b{re.escape(run.preset)}: {COST}", text.replace("an hour", "1 h"))
     return float(found[1]) * UNITS[found[2]] if found else None
 
 
