@@ -10,6 +10,7 @@ from learnopt.lstm_optimizer import N_HIDDEN, N_INPUTS, averaged, features
 from learnopt.matmul import matmul
 
 aten = torch.ops.aten
+STATE = ("h1", "c1", "h2", "c2")
 CHUNK = 4096  # coordinates; a window's step over them fits a cache of a few MB
 
 
@@ -28,12 +29,25 @@ class Window:
     the biases as a row of ones, and each gate is a contiguous block; tanh(x) = 2 sigmoid(2x) - 1,
     so one sigmoid does all four gates; all buffers allocated once; coordinates never meet, so they
     are worked through in chunks that stay in the processor's cache.
+
+    Memory: about 1,400 bytes a coordinate and step in float32. ``recompute=True`` keeps the inputs
+    alone, 8 or so, and the state, and takes each chunk's forward pass again before its backward
+    pass: a third more products, for many tasks side by side.
     """
 
-    def __init__(self, inputs: str, out_scale: float, n_steps: int, n: int, dtype=torch.float32):
+    def __init__(
+        self, inputs: str, out_scale: float, n_steps: int, n: int, dtype=torch.float32,
+        recompute: bool = False,
+    ):  # fmt: skip
         sizes = [len(part) for part in torch.empty(n).split(CHUNK)]
         self.inputs, self.out_scale = inputs, out_scale
-        self.chunks = [_Chunk(N_INPUTS[inputs], n_steps, size, dtype) for size in sizes]
+        made, shape = {}, (N_INPUTS[inputs], n_steps)
+        if recompute:
+            made = {size: _Chunk(*shape, size, dtype) for size in set(sizes)}
+        self.chunks = [
+            _Replayed(made[size], *shape, size, dtype) if recompute else _Chunk(*shape, size, dtype)
+            for size in sizes
+        ]
 
     def load(self, phi, state) -> None:
         """Take the weights, and the state that the window starts from (as ``lstm`` holds it)."""
@@ -84,9 +98,16 @@ class _Chunk:
         self.layers = [_Layer(k, n_steps, n, dtype) for k in (n_in, N_HIDDEN)]
 
     def load(self, phi, state) -> None:
-        self.phi, self.t = phi, 0
+        self.phi = phi
         for layer, k in zip(self.layers, "12", strict=True):
-            layer.load(phi, f"cell{k}", state[f"h{k}"], state[f"c{k}"])
+            layer.load(phi, f"cell{k}")
+        self.begin({name: leaf.T for name, leaf in state.items() if name in STATE})
+
+    def begin(self, columns: dict[str, Tensor]) -> None:
+        """Go on from this state, (20, n) each."""
+        self.t = 0
+        for layer, k in zip(self.layers, "12", strict=True):
+            layer.hidden[0], layer.cells[0] = columns[f"h{k}"], columns[f"c{k}"]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -94,14 +115,16 @@ class _Chunk:
         self.t += 1
         return self.phi["out.weight"][0] @ x + self.phi["out.bias"]
 
+    def columns(self) -> dict[str, Tensor]:
+        first, second, t = *self.layers, self.t
+        leaves = first.hidden[t], first.cells[t], second.hidden[t], second.cells[t]
+        return dict(zip(STATE, leaves, strict=True))
+
     def state(self) -> dict[str, Tensor]:
-        (h1, c1), (h2, c2) = (layer.state(self.t) for layer in self.layers)
-        return {"h1": h1, "c1": c1, "h2": h2, "c2": c2}
+        return {name: leaf.T.contiguous() for name, leaf in self.columns().items()}
 
     def forget(self) -> None:
-        for layer in self.layers:
-            layer.hidden[0], layer.cells[0] = layer.hidden[self.t], layer.cells[self.t]
-        self.t = 0
+        self.begin(self.columns())
 
     def backward(self, cotangents: Tensor) -> dict[str, Tensor]:
         first, second = self.layers
@@ -115,6 +138,38 @@ class _Chunk:
         slopes = first.slopes("cell1") | second.slopes("cell2")
         slopes |= {"out.weight": slope[None], "out.bias": cotangents.sum()[None]}
         return {name: slopes[name] for name in self.phi}
+
+
+class _Replayed:
+    """A stretch of the coordinates that keeps its inputs and its state, and shares all else."""
+
+    def __init__(self, chunk: _Chunk, n_in: int, n_steps: int, n: int, dtype):
+        self.chunk, self.inputs = chunk, torch.empty(n_steps, n_in, n, dtype=dtype)
+
+    def load(self, phi, state) -> None:
+        self.chunk.load(phi, state)
+        self.now = {name: leaf.clone() for name, leaf in self.chunk.columns().items()}
+        self.forget()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inputs[self.t] = x
+        self.t += 1
+        self.chunk.begin(self.now)
+        output = self.chunk.forward(x)
+        self.now = {name: leaf.clone() for name, leaf in self.chunk.columns().items()}
+        return output
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: leaf.T.contiguous() for name, leaf in self.now.items()}
+
+    def forget(self) -> None:
+        self.start, self.t = self.now, 0
+
+    def backward(self, cotangents: Tensor) -> dict[str, Tensor]:
+        self.chunk.begin(self.start)
+        for x in self.inputs[: self.t]:
+            self.chunk.forward(x)
+        return self.chunk.backward(cotangents)
 
 
 class _Layer:
@@ -132,15 +187,11 @@ class _Layer:
         self.hidden = buffer(n_steps + 1, N_HIDDEN)
         self.dgates = buffer(4, N_HIDDEN)
 
-    def load(self, phi, name, h, c) -> None:
+    def load(self, phi, name) -> None:
         bias = phi[f"{name}.bias_ih"] + phi[f"{name}.bias_hh"]
         weight = [phi[f"{name}.weight_ih"], phi[f"{name}.weight_hh"], bias[:, None]]
         self.weight = torch.cat(weight, dim=1)
         self.weight[2 * N_HIDDEN : 3 * N_HIDDEN] *= 2  # g: tanh(z) = 2 sigmoid(2 z) - 1
-        self.hidden[0], self.cells[0] = h.T, c.T
-
-    def state(self, t: int):
-        return self.hidden[t].T.contiguous(), self.cells[t].T.contiguous()
 
     def forward(self, t: int, x: Tensor) -> Tensor:
         rows, gates = self.inputs[t], self.gates[t]
