@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import chapter_maker
+import nbformat
 import pytest
+import torch
 import yaml
 
 from booktools import batch, lock, needs, plan, rounds
 from booktools.chapters import InputError
-from learnopt import records
+from learnopt import lstm_optimizer, records
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"LEARNOPT_RESULTS": str(ROOT / "data" / "results")}
@@ -34,10 +36,14 @@ def copy_checkout(target, notebooks):
     return target
 
 
+def _own_library(checkout):
+    return {"PYTHONPATH": str(checkout / "lib")} if (checkout / "lib").is_dir() else {}
+
+
 def start(checkout, *arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "booktools.batch", *map(str, arguments)],
-        cwd=checkout, env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(checkout / "lib")},
+        cwd=checkout, env=os.environ | ENVIRONMENT | _own_library(checkout),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -176,12 +182,43 @@ def test_a_run_whose_input_comes_out_otherwise_is_run_by_the_same_command(tmp_pa
     assert engine == [["01/0", "02/0"], ["01/0"], ["02/0"]]
 
 
-def test_nothing_starts_from_a_run_that_failed(tmp_path, engine, pair, capsys):
-    (tmp_path / "fail").touch()
-    assert batch.main(["--chapters", "01", "--seeds", "0"]) == 1
-    engine.clear()
-    assert batch.main(["--chapters", "02", "--seeds", "0"]) == 1  # alone it takes what is shipped
+def test_alone_a_run_waits_for_nothing(tmp_path, engine, pair):
+    assert batch.main(["--chapters", "02", "--seeds", "0"]) == 0
     assert engine == [["02/0"]]
+
+
+MAKE = """\
+import os
+from pathlib import Path
+assert seed == 0, "only seed 0 learns"
+Path(os.environ["LEARNOPT_RUN_DIR"], "trained.npz").write_text("by the first")"""
+TAKE = """\
+import os
+from pathlib import Path
+print(Path(os.environ["LEARNOPT_TRAINED"], f"at-{lr}-seed{seed}.npz").read_text())"""
+
+
+def test_a_run_starts_after_the_one_that_it_needs_and_with_its_file(tmp_path, pair):
+    chapter_maker.write(tmp_path / "notebooks", "01_first", MAKE)
+    chapter_maker.write(tmp_path / "notebooks", "02_second", TAKE)
+    code, out, err = finish(start(tmp_path, "--seeds", "0 1", "--jobs", 2))
+    assert code == 1
+    assert "FAILED 01_first quick seed 1: In [3]: AssertionError: only seed 0 learns" in out
+    assert "NOT STARTED 02_second quick seed 1: for 01_first quick seed 1, which" in out
+    assert "2 of 4 runs are finished" in out, out + err
+    taken = nbformat.read(tmp_path / "runs/quick/02_second/seed0/02_second.ipynb", as_version=4)
+    assert taken.cells[-1].outputs[0].text == "by the first\n"
+
+
+def test_the_library_loads_what_a_run_has_just_trained(tmp_path, monkeypatch):
+    phi = lstm_optimizer.init_phi("log", torch.Generator().manual_seed(3))
+    lstm_optimizer.save(tmp_path / "mnist-seed0.npz", phi, "log", 0.1, "this test")
+    lstm_optimizer.save(tmp_path / "mnist-seed9.npz", phi, "log", 0.1, "this test")
+    monkeypatch.setenv("LEARNOPT_TRAINED", str(tmp_path))
+    assert {"mnist-seed0", "mnist-seed9", "digits-seed0"} <= set(lstm_optimizer.names())
+    assert lstm_optimizer.load("mnist-seed0").about == "this test"
+    assert lstm_optimizer.load("mnist-seed9").about == "this test"
+    assert lstm_optimizer.load("digits-seed0").about != "this test"
 
 
 def test_the_engine_is_told_what_comes_first_and_what_takes_a_gpu(tmp_path, engine, pair):

@@ -40,6 +40,7 @@ def run_all(runs, arguments, options, descriptor):
     failures = [_failure(run) for run in runs]
     n_open = sum(state.name != "finished" for state in states(runs))
     print(f"{len(runs)} runs: {len(runs) - n_open} finished before, {n_open} to run")
+    (arguments.runs / "engine.log").unlink(missing_ok=True)
     judged, handed = set(), Counter()
     while True:
         ready, n_busy, n_waiting = [], 0, 0
@@ -118,7 +119,7 @@ def engine(ready, runs, arguments, options, descriptor):
                "--jobs", arguments.jobs, "--keep-going", "--nolock", "--ignore-incomplete",
                "--rerun-triggers", "mtime", "--scheduler", "greedy", *options]  # fmt: skip
     with (
-        open(root / f"{name}.log", "ab" if arguments.shared else "wb") as log,
+        open(root / f"{name}.log", "ab") as log,
         subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE, stdout=log, stderr=log,
