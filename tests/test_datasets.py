@@ -4,6 +4,7 @@ import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import pickle
 import signal
@@ -24,6 +25,7 @@ from PIL import Image
 from learnopt import datasets, download, provenance, seeding
 from learnopt.datasets import DatasetError
 
+ROOT = Path(__file__).parents[1]
 REAL_DATA = os.environ.get("LEARNOPT_DATA")
 N_TRAIN, N_TEST, N_VALID = 50, 20, 10  # of the small data sets that these tests make
 LABELLED = ["mnist", "fashion_mnist", "emnist_letters", "cifar10", "svhn"]
@@ -270,6 +272,115 @@ def test_the_split_of_digits_is_the_same_on_every_machine():
     parts = [(x * 16).to(torch.uint8).numpy() for x in (data.x_train, data.x_valid, data.x_test)]
     digests = [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
     assert digests == ["31ea88d7480c92fb", "9086827b50051836", "1d3dc1f0da1d7e79"]
+
+
+# --- EMNIST Letters and SVHN, which the book was made without ------------------------------------
+
+
+def fetched(name, found, root, monkeypatch):
+    """Load a set that is served in the publisher's format."""
+    from torchvision import datasets as published
+
+    serve(monkeypatch, PUBLISH[name](found, published, monkeypatch, name))
+    return datasets.load(name, root=root, n_valid=0)
+
+
+def test_the_letters_of_emnist_stand_upright(small, tmp_path, monkeypatch):
+    # An L, upright: a stroke down on the left, a foot to the right at the bottom.
+    found = labelled_arrays("emnist_letters")
+    found["x_train"][0] = 0
+    found["x_train"][0, 4:24, 6] = 255
+    found["x_train"][0, 23, 6:20] = 255
+    raw = gzip.decompress(idx(found["x_train"].transpose(0, 2, 1)))[16 : 16 + 28 * 28]
+    assert raw[6 * 28 + 4] == 255 and raw[4 * 28 + 10] == 0  # as published: rows are columns
+
+    letter = fetched("emnist_letters", found, tmp_path, monkeypatch).x_train[0]
+
+    assert letter[4:24, 6].eq(1).all() and letter[23, 6:20].eq(1).all()
+    assert letter.sum() == 20 + 14 - 1
+
+
+def test_the_letters_are_classes_1_to_26_of_27(small, tmp_path, monkeypatch):
+    found = labelled_arrays("emnist_letters")
+    for part in ("train", "test"):
+        found[f"y_{part}"] = (1 + np.arange(len(found[f"y_{part}"])) % 26).astype(np.uint8)
+
+    data = fetched("emnist_letters", found, tmp_path, monkeypatch)
+
+    assert data.n_classes == 27  # as in the thesis' network; output 0 is never asked for
+    assert data.y_train.unique().tolist() == list(range(1, 27))
+    found["y_train"][0] = 27
+    with pytest.raises(DatasetError, match="y_train holds 27, the labels are 0 to 26"):
+        datasets.write("emnist_letters", tmp_path / "other.npz", found)
+
+
+def test_svhn_keeps_its_colours_its_order_and_the_digit_that_it_writes_as_10(
+    small, tmp_path, monkeypatch
+):
+    found = labelled_arrays("svhn")
+    found["x_train"][0] = 0
+    found["x_train"][0, 2, 30] = (255, 51, 0)  # row 2, column 30: red, a little green
+    assert 0 in found["y_train"]  # the publisher's file says 10 there
+
+    data = fetched("svhn", found, tmp_path, monkeypatch)
+
+    assert data.x_train.shape == (N_TRAIN, 3, 32, 32) and data.n_classes == 10
+    torch.testing.assert_close(data.x_train[0, :, 2, 30], torch.tensor([1.0, 0.2, 0.0]))
+    assert data.x_train[0].count_nonzero() == 2
+    assert data.y_train.tolist() == found["y_train"].tolist() and data.y_train.max() == 9
+    assert data.y_test.tolist() == found["y_test"].tolist()
+
+
+@pytest.mark.parametrize(("name", "n_classes"), [("emnist_letters", 27), ("svhn", 10)])
+def test_the_validation_images_of_both_come_from_the_training_set(name, n_classes, small, tmp_path):
+    found = labelled_arrays(name)
+    datasets.write(name, tmp_path / f"{name}.npz", found)
+    data = datasets.load(name, root=tmp_path)
+
+    sizes = [len(part) for part in (data.x_train, data.x_valid, data.x_test)]
+    assert sizes == [N_TRAIN - N_VALID, N_VALID, N_TEST] and data.n_classes == n_classes
+    kept = torch.cat([data.x_train, data.x_valid]).flatten(1)
+    official = torch.from_numpy(found["x_train"]).flatten(1)
+    if name == "emnist_letters":  # one channel: the pixels keep their places
+        assert sorted(map(tuple, (kept * 255).round().byte().tolist())) == sorted(
+            map(tuple, official.tolist())
+        )
+    assert len(torch.cat([kept, data.x_test.flatten(1)]).unique(dim=0)) == N_TRAIN + N_TEST
+
+
+@pytest.mark.parametrize(
+    ("problem", "name", "n_parameters"),
+    [("emnist-letters", "emnist_letters", 16_267), ("svhn", "svhn", 61_670)],  # of the thesis
+)
+def test_chapter_05_takes_both_sets(problem, name, n_parameters, small, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        download.SOURCES,
+        name,
+        download.SOURCES[name]._replace(
+            arrays=download._labelled(download.SOURCES[name].arrays["x_train"][1][1:], 300, N_TEST)
+        ),
+    )
+    found = labelled_arrays(name)
+    repeated = {f"{k}_train": np.tile(found[f"{k}_train"], (6,) + (1,) * n)
+                for k, n in (("x", found["x_train"].ndim - 1), ("y", 0))}  # fmt: skip
+    datasets.write(name, tmp_path / f"{name}.npz", found | repeated)
+    monkeypatch.setenv("LEARNOPT_DATA", str(tmp_path))
+    notebook = json.loads((ROOT / "notebooks" / "05_transfer.ipynb").read_text())
+    source = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+
+    chapter = {}
+    for cell in ("imports", "parameters", "load", "problems", "thesis-rates", "study"):
+        exec(source[cell], chapter)
+    chapter |= {"n_test": 1, "n_tuning": 1}
+    task, x_test, y_test = chapter["problem"](problem)
+    ours = chapter["race"](problem, None)
+
+    assert task.layout.size == ours["n"] == n_parameters
+    assert len(x_test) == len(y_test) == N_TEST
+    losses = ours["losses"]["LSTM"]
+    start = np.log(27 if name == "emnist_letters" else 10)  # of guessing, with weights near 0
+    assert losses.shape == (1, 200) and losses.isfinite().all()
+    assert losses[0, 0].item() == pytest.approx(start, abs=0.01)
 
 
 # --- splits -------------------------------------------------------------------------------------
