@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from learnopt.layout import Layout
-from learnopt.mlp_tape import forward_backward, product
+from learnopt.mlp_tape import forward_backward, products
 from learnopt.optimizers import rate_and_momentum
 from learnopt.tasks import Task
 
@@ -65,16 +65,25 @@ def _member(layout: Layout, activation: str, theta: Tensor, velocity: Tensor, kn
     """The cotangents of the knobs ``(n_steps, 2)``, and the last loss ``()``."""
     rows, past = knobs.tolist(), []
     for feed, (rate, mu) in zip(feeds, rows, strict=True):
-        gradient, _, tape = forward_backward(layout, activation, theta, *feed.train)
-        after = gradient.add_(velocity, alpha=mu)
+        gradient, _, tape = forward_backward(activation, _parts(layout, theta), *feed.train)
+        after = _flat(gradient).add_(velocity, alpha=mu)
         past.append((tape, velocity, after))
         theta, velocity = torch.add(theta, after, alpha=-rate), after
-    a, loss, _ = forward_backward(layout, activation, theta, *feeds[-1].score)
+    a, loss, _ = forward_backward(activation, _parts(layout, theta), *feeds[-1].score)
+    a = _flat(a)
     w, found = torch.zeros_like(a), []
     for (tape, before, after), (rate, mu) in zip(reversed(past), reversed(rows), strict=True):
         w = w.sub_(a, alpha=rate)
         found.append(torch.stack([-(a @ after), w @ before]))
         if len(found) < len(rows):  # nothing lies before the first step
-            a = a.add_(product(tape, w))
+            a = a.add_(_flat(products(tape, _parts(layout, w[None]))))
             w = w.mul_(mu)
     return torch.stack(found[::-1]), loss
+
+
+def _parts(layout: Layout, flat: Tensor) -> list[Tensor]:
+    return list(layout.views(flat).values())
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
