@@ -21,7 +21,7 @@ export MKL_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book html test notebooks smoke batch bench ledger browser clean
+.PHONY: help setup book html test notebooks smoke batch bench robustness ledger browser clean
 
 help: ## list the targets
 	@echo "make TARGET; the first call installs everything into $(VENV) (PYTHON=... chooses the interpreter)"
@@ -73,6 +73,9 @@ bench: ## time the library's hot paths against other libraries, in an environmen
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	.venv-bench/bin/python -m booktools.bench --write data/results/bench.json $(ARGS)
+
+robustness: $(STAMP) ## kills, damaged files, full disks, at full count; write data/results/robustness.json
+	$(PY) -m booktools.robustness --write data/results/robustness.json $(ARGS)
 
 ledger: $(STAMP) ## decide every claim from the records; write book/replication.md and data/ledger.json
 	$(PY) -m booktools.ledger

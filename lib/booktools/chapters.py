@@ -19,6 +19,7 @@ from typing import NamedTuple
 import nbformat
 
 SCALARS = {"int": int, "float": float, "bool": bool, "str": str}
+MAX_INT = 2**63  # what NumPy, torch and other readers of JSON take
 KINDS = [*SCALARS, *(f"list[{kind}]" for kind in SCALARS)]
 
 
@@ -61,10 +62,18 @@ def read(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about cell ids; form.py reports them
-            return nbformat.read(path, as_version=4)
+            notebook = nbformat.read(path, as_version=4)
+            sound = [
+                isinstance(c.source, str) and isinstance(tags(c), list) and c.cell_type
+                for c in notebook.cells
+            ]
     except Exception as error:  # nbformat raises many kinds on malformed input
         reason = reprlib.repr(f"{type(error).__name__}: {error}")
         raise InputError(f"{path}: is no notebook ({reason}); restore it with git") from None
+    if not all(sound):
+        number = sound.index(False)
+        raise InputError(f"{path}: cell {number} of the notebook is malformed; restore it with git")
+    return notebook
 
 
 def tags(cell):
@@ -79,8 +88,9 @@ def parameters(path, notebook=None):
         raise InputError(f"{path}: {len(cells)} cells are tagged 'parameters'; one must be")
     try:
         statements = ast.parse(cells[0].source).body
-    except SyntaxError as error:
-        raise InputError(f"{path}: parameters cell, line {error.lineno}: {error.msg}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise InputError(f"{path}: parameters cell, line {line}: {error}; correct it") from None
     found = {}
     for statement in statements:
         where = f"{path}: parameters cell, line {statement.lineno}"
@@ -103,7 +113,7 @@ def _parameter(where, statement):
         raise InputError(f"{where}: {name} is annotated {kind}; allowed: {', '.join(KINDS)}")
     try:
         value = ast.literal_eval(statement.value)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError, MemoryError):
         raise InputError(f"{where}: the value of {name} must be a literal") from None
     problem = misfit(kind, value)
     if problem:
@@ -121,6 +131,8 @@ def misfit(kind, value):
     allowed = (int, float) if kind == "float" else (SCALARS[kind],)
     if type(value) not in allowed:
         return f"must be {kind}, not {reprlib.repr(value)} ({type(value).__name__})"
+    if kind == "int" and abs(value) >= MAX_INT:
+        return f"must be below 2**63, not {reprlib.repr(value)}"
     if kind == "float" and not _is_finite(value):
         return f"must be finite, not {reprlib.repr(value)}"
     return None

@@ -7,12 +7,15 @@ field, and says what is allowed. The comment at the head of claims.yaml explains
 """
 
 import csv
-import math
 import re
+import sys
+from reprlib import repr as short
 from typing import NamedTuple
 
-import yaml
+from booktools import strict_yaml
 
+MAX = sys.float_info.max
+MAX_FILE_BYTES = 1_000_000
 TAGS = ("printed", "digitised", "eye", "secondary", "recalled", "measured", "estimated")
 PRESETS = ("smoke", "quick", "paper")
 SIGNS = ("below_zero", "above_zero", "around_zero")
@@ -41,9 +44,9 @@ class Claim(NamedTuple):
 def load(path):
     """Read claims.yaml and the tables beside it: ({key: title of the source}, [Claim, ...])."""
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ClaimError(f"{path}: cannot be read as YAML: {error}") from None
+        raw = strict_yaml.load(path, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise ClaimError(str(error)) from None
     top = _fields(f"{path}: ", raw, {"sources": _mapping, "claims": _rows})
     claims, seen = [], set()
     for number, row in enumerate(top["claims"]):
@@ -89,9 +92,10 @@ def _table(where, folder, name, claim):
         with open(folder / name, newline="") as file:
             rows = [row for row in csv.DictReader(file) if row.get("claim") == claim]
     except (OSError, ValueError, csv.Error) as error:
-        raise ClaimError(f"{where}field 'published_table': {error}") from None
+        raise ClaimError(f"{where}field 'published_table': {error}; correct {name}") from None
     if not rows:
-        raise ClaimError(f"{where}field 'published_table': {name} has no line for this row")
+        missing = f"{name} has no line for this row; add one"
+        raise ClaimError(f"{where}field 'published_table': {missing}")
     try:
         numbers = [
             {
@@ -130,9 +134,10 @@ def _criteria(where, value):
         raise ClaimError(f"{where}needs at least one criterion")
     for i, criterion in enumerate(criteria):
         inside = f"{where}criterion {i}, "
-        if not isinstance(criterion, dict) or criterion.get("check") not in CHECKS:
-            found = criterion.get("check") if isinstance(criterion, dict) else criterion
-            raise ClaimError(f"{inside}field 'check' is {found!r}; allowed: {', '.join(CHECKS)}")
+        found = criterion.get("check") if isinstance(criterion, dict) else criterion
+        if not isinstance(criterion, dict) or not isinstance(found, str) or found not in CHECKS:
+            allowed = ", ".join(CHECKS)
+            raise ClaimError(f"{inside}field 'check' is {short(found)}; allowed: {allowed}")
         required, optional = CHECKS[criterion["check"]]
         shared = {"say": _text, "check": _text, "over": _one_of(("each", "mean"))}
         names = ("over", *optional)
@@ -147,39 +152,40 @@ def _criteria(where, value):
 def _fields(where, value, checks, optional=()):
     """Check a mapping field by field; refuse unknown and missing names."""
     if not isinstance(value, dict):
-        raise ClaimError(f"{where}must be a mapping of fields, is {value!r:.60}")
+        raise ClaimError(f"{where}must be a mapping of fields, is {short(value)}")
     for name in value:
         if name not in checks:
-            raise ClaimError(f"{where}field {name!r} is not known; allowed: {', '.join(checks)}")
+            allowed = ", ".join(checks)
+            raise ClaimError(f"{where}field {short(name)} is not known; allowed: {allowed}")
     for name in checks:
         if name not in value and name not in optional:
-            raise ClaimError(f"{where}field {name!r} is missing")
+            raise ClaimError(f"{where}field {name!r} is missing; add it")
     return {name: checks[name](f"{where}field {name!r}: ", value[name]) for name in value}
 
 
 def _text(where, value):
     if not isinstance(value, str) or not value.strip():
-        raise ClaimError(f"{where}must be a text, is {value!r:.60}")
+        raise ClaimError(f"{where}must be a text, is {short(value)}")
     return value.strip()
 
 
 def _number(where, value):
     if isinstance(value, str):
         raise ClaimError(f"{where}{value!r} is a text to YAML; write a number like 1.0e-3")
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ClaimError(f"{where}must be a number, is {value!r:.60}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
+        raise ClaimError(f"{where}must be a number, and finite, is {short(value)}")
     return value
 
 
 def _whole(where, value):
     if type(value) is not int or value < 1:
-        raise ClaimError(f"{where}must be a whole number of at least 1, is {value!r:.60}")
+        raise ClaimError(f"{where}must be a whole number of at least 1, is {short(value)}")
     return value
 
 
 def _metric(where, value):
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ClaimError(f"{where}must be the name of a metric, is {value!r:.60}")
+        raise ClaimError(f"{where}must be the name of a metric, is {short(value)}")
     return value
 
 
@@ -195,7 +201,7 @@ def _metrics(where, value):
 
 def _list(where, value):
     if not isinstance(value, list):
-        raise ClaimError(f"{where}must be a list, is {value!r:.60}")
+        raise ClaimError(f"{where}must be a list, is {short(value)}")
     return value
 
 
@@ -216,7 +222,7 @@ def _maybe(check):
 def _one_of(allowed):
     def check(where, value):
         if not isinstance(value, str) or value not in allowed:
-            raise ClaimError(f"{where}{value!r:.60} is not one of {', '.join(allowed)}")
+            raise ClaimError(f"{where}{short(value)} is not one of {', '.join(allowed)}")
         return value
 
     return check
@@ -226,7 +232,7 @@ def _matching(pattern, allowed, optional=False):
     def check(where, value):
         if not (optional and value is None):
             if not isinstance(value, str) or not re.fullmatch(pattern, value):
-                raise ClaimError(f"{where}{value!r:.60} is not allowed; write {allowed}")
+                raise ClaimError(f"{where}{short(value)} is not allowed; write {allowed}")
         return value
 
     return check

@@ -10,23 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from booktools import chapters
+from booktools import chapters, strict_yaml
 from booktools.chapters import InputError
 
 QUICK = "quick"
 MAX_FILE_BYTES = 100_000
 BOOLS = {"true": True, "false": False}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which PyYAML takes silently."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{reprlib.repr(key)} is set twice")
-        return super().construct_mapping(node, deep)
 
 
 def file(notebook, preset):
@@ -43,15 +32,9 @@ def names(notebook):
 def read(path):
     """The mapping in a preset file. Raises InputError."""
     try:
-        if Path(path).stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes; that is no preset")
-        values = yaml.load(Path(path).read_text("utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}") from None
+        values = strict_yaml.load(path, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping, lines like 'n_steps: 100'")
     return values
@@ -123,5 +106,5 @@ def _value(kind, text):
     if kind == "bool":
         return BOOLS[text.lower()]
     if kind.startswith("list["):
-        return yaml.load(text, _Loader)
+        return yaml.load(text, strict_yaml.Loader)
     return chapters.SCALARS[kind](text)

@@ -22,10 +22,13 @@ def write(files):
     try:
         for temporary, content in zip(staged, files.values(), strict=True):
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:  # a full disk comes without a name
+                raise type(error)(error.errno, error.strerror, str(temporary)) from None
         if len(paths) > 1:
             paths[-1].unlink(missing_ok=True)
         for temporary, path in zip(staged, paths, strict=True):

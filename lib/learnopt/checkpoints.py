@@ -13,6 +13,7 @@ import hashlib
 import io
 import pickle
 from pathlib import Path
+from reprlib import repr as short
 
 import torch
 
@@ -55,7 +56,8 @@ def save(path, state, parameters):
 def load(path, parameters, keys):
     """Read the state back, with exactly the given keys. Raises CheckpointError.
 
-    Returns None where there is no file: the run starts at its beginning.
+    keys: names, or the state of a fresh run: then each tensor must have that one's shape and type,
+    and each number its type. Returns None where there is no file: the run starts afresh.
     """
     path = Path(path)
     try:
@@ -68,22 +70,54 @@ def load(path, parameters, keys):
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint; {FRESH}")
     try:
         content = _unpickle(packed)
-        state, written_by = content["state"], content["parameters"]
-        missing, foreign = set(keys) - set(state), set(state) - set(keys)
-    except Exception as error:  # a valid checksum over foreign content
-        raise CheckpointError(f"{path}: not a state of tensors ({error}); {FRESH}") from None
+    except Exception:  # a valid checksum over foreign content; torch's advice is to execute it
+        raise CheckpointError(
+            f"{path}: state or parameters hold other things than tensors and plain values; {FRESH}"
+        ) from None
+    for field in ("state", "parameters"):
+        if not isinstance(content, dict) or type(content.get(field)) is not dict:
+            raise CheckpointError(f"{path}: {field!r} must be a dict; {FRESH}")
+    state, written_by = content["state"], content["parameters"]
+    missing, foreign = set(keys) - set(state), set(state) - set(keys)
     if missing or foreign:
-        names = f"missing {sorted(missing)}, not known {sorted(foreign)}"
+        names = f"missing {sorted(missing)}, not known {sorted(foreign, key=str)}"
         raise CheckpointError(f"{path}: the state has other keys: {names}; {FRESH}")
     _same_parameters(path, written_by, parameters)
+    if isinstance(keys, dict) and (wrong := _misfit("state", keys, state)):
+        raise CheckpointError(f"{path}: {wrong}; {FRESH}")
     return state
+
+
+def _differ(left, right):
+    try:
+        return bool(left != right)
+    except (RuntimeError, ValueError):  # tensors
+        return True
+
+
+def _misfit(name, fresh, found):
+    """What in a state is of another type or shape than in the state of a fresh run, or None."""
+    if fresh is None:
+        return None
+    if isinstance(fresh, torch.Tensor) and isinstance(found, torch.Tensor):
+        kinds = [(leaf.dtype, tuple(leaf.shape)) for leaf in (fresh, found)]
+        return None if kinds[0] == kinds[1] else f"{name} is {kinds[1]}, must be {kinds[0]}"
+    if type(fresh) is not type(found):
+        return f"{name} is of type {type(found).__name__}, must be {type(fresh).__name__}"
+    if not isinstance(fresh, dict):
+        return None
+    if fresh.keys() != found.keys():
+        return f"{name} has the keys {sorted(map(str, found))}, must have {sorted(fresh)}"
+    parts = (_misfit(f"{name}.{key}", fresh[key], found[key]) for key in fresh)
+    return next(filter(None, parts), None)
 
 
 def _same_parameters(path, written_by, parameters):
     differing = [
-        f"{key} is {parameters.get(key)!r}, was {written_by.get(key)!r}"
-        for key in sorted(written_by.keys() | parameters.keys())
-        if (key in written_by, written_by.get(key)) != (key in parameters, parameters.get(key))
+        f"{key} is {short(parameters.get(key))}, was {short(written_by.get(key))}"
+        for key in sorted(written_by.keys() | parameters.keys(), key=str)
+        if (key in written_by) != (key in parameters)
+        or _differ(written_by.get(key), parameters.get(key))
     ]
     if differing:
         raise CheckpointError(

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import io
 import os
+import reprlib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -173,9 +174,9 @@ def minibatches(x, y, batch_size, n_batches, generator, drop_last=False):
 
 
 def _source(name):
-    if name not in download.SOURCES:
+    if not isinstance(name, str) or name not in download.SOURCES:
         known = ", ".join(download.SOURCES)
-        raise DatasetError(f"there is no data set {name!r}; there are {known}")
+        raise DatasetError(f"there is no data set {reprlib.repr(name)}; there are {known}")
     return download.SOURCES[name]
 
 

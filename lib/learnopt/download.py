@@ -18,7 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learnopt import npz
+
 OMNIGLOT_SIDE = 28  # pixels: the size that the few-shot papers use
+MAX_BYTES = 1_000_000_000  # unpacked; the largest of the sets has 300 MB
 STORED_SUM = "content_sha256"  # the array in which a file carries its own checksum
 
 
@@ -94,6 +97,11 @@ def problem(name, found):
             return f"{key} has shape {array.shape}, expected {shape}"
     if "y_test" in found and len(found["x_test"]) != len(found["y_test"]):
         return f"there are {len(found['x_test'])} test images but {len(found['y_test'])} labels"
+    for key in ("y", "y_train", "y_test"):
+        if key in found and len(found[key]) and found[key].max() >= SOURCES[name].n_classes:
+            return (
+                f"{key} holds {found[key].max()}, the labels are 0 to {SOURCES[name].n_classes - 1}"
+            )
     return None
 
 
@@ -126,11 +134,9 @@ def command(name, path):
 def read(name, path):
     """The arrays of a data file, by name, after every check. Raises DatasetError."""
     try:
-        # Opened here, since np.load leaves the file open where the archive is damaged
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {key: archive[key] for key in archive.files}
-    except Exception as error:  # a damaged archive raises a dozen types
-        wrong = f"not a readable npz file, perhaps cut short ({type(error).__name__}: {error})"
+        found = npz.read(path, MAX_BYTES)
+    except ValueError as error:
+        wrong = str(error)
         raise DatasetError(f"{path}: {wrong}. Delete it and run: {command(name, path)}") from error
     wrong = problem(name, found) or wrong_sum(name, found)
     if wrong:

@@ -16,7 +16,10 @@ any other. Its fast path is ``lstm_window.Window``.
 
 import io
 import math
+import os
 from importlib import resources
+from pathlib import Path
+from reprlib import repr as short
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnopt import atomic
-from learnopt.layout import Layout
+from learnopt import atomic, npz
 from learnopt.optimizers import Optimizer
 
 N_HIDDEN = 20
@@ -114,6 +116,15 @@ def _cell(phi, name, x, h, c):
     return o.sigmoid() * c.tanh(), c
 
 
+HEAD = {"inputs": "U", "out_scale": "fi", "about": "U"}  # what a file holds beside phi: its types
+MAX_BYTES = 1_000_000
+RESTORE = "restore it with git or from a copy"
+
+
+class OptimizerError(ValueError):
+    """A trained optimizer that is unknown, damaged or cannot be written."""
+
+
 class Trained(NamedTuple):
     """A trained optimizer: ``delta, state = opt.update(phi, gradient, state, theta)``."""
 
@@ -124,37 +135,61 @@ class Trained(NamedTuple):
     about: str  # what it was trained on
 
 
+def _folders() -> list:
+    """Where trained optimizers are: in a batch first those of the run of an earlier chapter."""
+    own = Path(os.environ.get("LEARNOPT_TRAINED") or "-")
+    return [own] * own.is_dir() + [resources.files("learnopt").joinpath("trained")]
+
+
 def names() -> list[str]:
     """The trained optimizers that come with the library."""
-    files = resources.files("learnopt").joinpath("trained").iterdir()
-    return sorted(file.name[:-4] for file in files if file.name.endswith(".npz"))
+    files = [file.name for folder in _folders() for file in folder.iterdir()]
+    return sorted({name[:-4] for name in files if name.endswith(".npz")})
 
 
 def load(name: str) -> Trained:
     """A trained optimizer of the library (see ``names``), or of a file ``*.npz`` by ``save``.
 
-    Raises ValueError for an unknown name or a file that does not hold one.
+    Raises OptimizerError for an unknown name or a file that does not hold one.
     """
     if str(name).endswith(".npz"):
-        source = open(name, "rb")
+        source = Path(name)
     elif name in names():
-        source = resources.files("learnopt").joinpath("trained", f"{name}.npz").open("rb")
+        files = [folder.joinpath(f"{name}.npz") for folder in _folders()]
+        source = next(file for file in files if file.is_file())
     else:
-        raise ValueError(f"no trained optimizer {name!r}; there are {names()}, or a file *.npz")
-    with source:
-        try:
-            with np.load(source, allow_pickle=False) as file:
-                found = {key: file[key] for key in file.files}
-            inputs, out_scale = str(found.pop("inputs")), float(found.pop("out_scale"))
-            about = str(found.pop("about"))
-            like = init_phi(inputs, torch.Generator())
-            phi = {key: torch.from_numpy(found.pop(key)) for key in like}
-        except Exception as error:  # numpy and zipfile raise anything on a damaged file
-            raise ValueError(f"{name}: not a trained LSTM optimizer: {error!r}") from None
-    right = all(phi[k].shape == like[k].shape and phi[k].dtype == like[k].dtype for k in like)
-    if found or not right or not Layout.of(phi).flatten(phi).isfinite().all():
-        raise ValueError(f"{name}: not a trained LSTM optimizer: wrong names, shapes or numbers")
-    return Trained(lstm(inputs, out_scale), phi, inputs, out_scale, about)
+        raise OptimizerError(
+            f"no trained optimizer {short(name)}; there are {names()}, or a file *.npz"
+        )
+    try:
+        found = npz.read(source.read_bytes(), MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise OptimizerError(f"{name}: not a trained LSTM optimizer ({error}); {RESTORE}") from None
+    wrong = _problem(found)
+    if wrong:
+        raise OptimizerError(f"{name}: not a trained LSTM optimizer: {wrong}; {RESTORE}")
+    inputs, out_scale, about = (found.pop(field).item() for field in HEAD)
+    phi = {key: torch.from_numpy(found[key]) for key in init_phi(inputs, torch.Generator())}
+    return Trained(lstm(inputs, out_scale), phi, inputs, float(out_scale), about)
+
+
+def _problem(found: dict[str, np.ndarray]) -> str | None:
+    """What is wrong with these arrays as a trained optimizer, or None."""
+    for field, kinds in HEAD.items():
+        if field not in found or found[field].shape != () or found[field].dtype.kind not in kinds:
+            return f"{field!r} must be one {'text' if kinds == 'U' else 'number'}"
+    if not 0 < found["out_scale"] < math.inf:
+        return "'out_scale' must be finite and above 0"
+    if str(found["inputs"]) not in N_INPUTS:
+        return f"'inputs' must be one of {sorted(N_INPUTS)}"
+    like = init_phi(str(found["inputs"]), torch.Generator())
+    for field in sorted(found.keys() - HEAD.keys() ^ like.keys()):
+        return f"{field!r} is {'missing' if field in like else 'not known'}"
+    for field, leaf in like.items():
+        shape, values = tuple(leaf.shape), found[field]
+        if values.shape != shape or values.dtype != np.float32 or not np.isfinite(values).all():
+            return f"{field!r} must be finite float32 numbers of shape {shape}"
+    return None
 
 
 def save(path, phi, inputs: str, out_scale: float, about: str) -> None:
@@ -162,4 +197,10 @@ def save(path, phi, inputs: str, out_scale: float, about: str) -> None:
     content = io.BytesIO()
     leaves = {name: leaf.detach().float().numpy() for name, leaf in phi.items()}
     np.savez_compressed(content, **leaves, inputs=inputs, out_scale=out_scale, about=about)
-    atomic.write({path: content.getvalue()})
+    try:
+        atomic.write({path: content.getvalue()})
+    except OSError as error:
+        raise OptimizerError(
+            f"{path}: cannot be written ({error.strerror or error}); free disk space or choose a "
+            "folder that can be written"
+        ) from None

@@ -149,7 +149,7 @@ def train(
     layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
     run_state = _fresh_state(settings, layout, start)
     if checkpoint is not None:
-        run_state = checkpoints.load(checkpoint, settings._asdict(), tuple(run_state)) or run_state
+        run_state = checkpoints.load(checkpoint, settings._asdict(), run_state) or run_state
     bar = tqdm(total=settings.n_trajectories, unit="trajectory", disable=not progress, leave=False)
     bar.update(run_state["done"])
     n = settings.n_tasks * task.layout.size

@@ -133,7 +133,9 @@ def load(path):
 def paths(chapter, pattern="*", root=None):
     """The JSON files of the records that match, sorted by name, 'seed2' before 'seed10'."""
     if not (isinstance(pattern, str) and PATTERN.fullmatch(pattern)):
-        raise RecordError(f"{short(pattern)} is no pattern of record names: like 'paper-*', no slash")
+        raise RecordError(
+            f"{short(pattern)} is no pattern of record names: like 'paper-*', no slash"
+        )
     folder = _path(root, chapter, "any").parent
     found = [path for path in folder.glob(f"{pattern}.json") if not path.name.startswith(".")]
     return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(9), path.stem))

@@ -1,0 +1,221 @@
+"""Kills batches and long runs at random moments, takes them up again, and looks for damage.
+
+    counts = kills.batches(folder, n_kills=20)     # Counter
+    counts = kills.long_runs(folder, n_kills=5)
+
+Both raise an AssertionError if a finished run is lost or repeated, if a reader meets half a record,
+if a process outlives a kill, or if the results differ from those of the same work uninterrupted.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import psutil
+
+from learnopt import meta_train, records, tasks, unroll
+
+LONGEST_SECONDS = 14  # a kill comes at a moment between 0 and this after the start
+PATIENCE_SECONDS = 300
+PARAMETERS = """\
+seed: int = 0
+preset: str = "quick"
+n_steps: int = 20"""
+CHAPTER = """\
+import os, time
+from pathlib import Path
+import torch
+from learnopt import checkpoints, records, seeding
+run = Path(os.environ["LEARNOPT_RUN_DIR"])
+with open(run / "starts", "a") as file:
+    print("start", file=file)
+told = {"seed": seed, "n_steps": n_steps}
+state = {"x": torch.ones(5), "done": 0, "losses": []}
+state = checkpoints.load(run / "run.pt", told, state) or state
+while state["done"] < n_steps:
+    noise = torch.randn(5, generator=seeding.generator(seed, "noise", state["done"]))
+    x = state["x"] - 0.1 * (state["x"] + noise)
+    losses = [*state["losses"], x.square().sum().item()]
+    state = {"x": x, "done": state["done"] + 1, "losses": losses}
+    checkpoints.save(run / "run.pt", state, told)
+    time.sleep(0.05)
+records.save(NAME, f"quick-seed{seed}", parameters=told, metrics={"last": losses[-1]},
+             curves={"loss": losses}, seed=seed, device="cpu", seconds=0, preset=preset,
+             root=run / "records")"""
+
+
+def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
+    """Kill batches until there were n_kills kills; Counter of what happened.
+
+    Every other kill hits the batch's process group alone, as a user would; the others hit all its
+    processes at once, as when the machine goes down. A batch that has finished is followed by one
+    in a fresh folder. The batch to compare with runs beside them, undisturbed.
+    """
+    _write_book(folder, n_chapters)
+    moments, counts = random.Random(random_seed), Counter()
+    started, longest = time.monotonic(), LONGEST_SECONDS
+    whole = _start(folder, "whole", n_seeds)
+    n_rounds = 1
+    while counts["kills"] < n_kills:
+        before = _finished(folder / f"runs{n_rounds}")
+        batch = _start(folder, f"{n_rounds}", n_seeds)
+        _read_until(batch, time.monotonic() + moments.uniform(0, longest), folder, counts)
+        if batch.poll() is None:
+            _kill(batch, everything=counts["kills"] % 2 == 1)
+            counts["kills"] += 1
+            counts["finished runs at a kill"] += len(_finished(folder / f"runs{n_rounds}"))
+            counts["runs under way at a kill"] += _under_way(folder / f"runs{n_rounds}")
+        else:
+            n_rounds += 1
+        if whole.poll() is not None and longest == LONGEST_SECONDS:
+            longest = max(longest, time.monotonic() - started)  # the machine may be slow
+        _assert_kept(before)
+    last = _start(folder, f"{n_rounds}", n_seeds)
+    _read_until(last, time.monotonic() + PATIENCE_SECONDS, folder, counts)
+    assert whole.wait(PATIENCE_SECONDS) == last.wait(1) == 0, (folder / "log").read_text()[-2000:]
+    expected = _results(folder / "resultswhole")
+    assert len(expected) == 2 * n_chapters * n_seeds
+    for number in range(1, n_rounds + 1):
+        assert _results(folder / f"results{number}") == expected, f"round {number} differs"
+        counts["records compared"] += len(expected) // 2
+    return counts
+
+
+def _write_book(folder, n_chapters):
+    """Notebooks, and a copy of the library, so that nobody edits it under the batches."""
+    lib = Path(__file__).parents[1]
+    shutil.copytree(lib, folder / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for number in range(1, n_chapters + 1):
+        path = folder / "notebooks" / f"0{number}_small.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})]
+        cells += [nbformat.v4.new_code_cell(CHAPTER.replace("NAME", repr(path.stem)))]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def _start(folder, name, n_seeds):
+    """A batch as a process that leads a group of its own."""
+    seeds = " ".join(map(str, range(n_seeds)))
+    command = [sys.executable, "-m", "booktools.batch", "--seeds", seeds, "--jobs", "2",
+               "--record", "--runs", f"runs{name}", "--results", f"results{name}"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(folder / "lib"), "OMP_NUM_THREADS": "1"}
+    with open(folder / "log", "ab") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def _kill(process, everything):
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for member in family if everything else ():
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            pass
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, f"outlived the batch: {alive}"
+
+
+def _read_until(process, deadline, folder, counts):
+    """Read every record there is, again and again, while the batch writes them."""
+    while process.poll() is None and time.monotonic() < deadline:
+        for path in [
+            *folder.glob("results*/*/*.json"),
+            *folder.glob("runs*/*/*/*/records/*/*.json"),
+        ]:
+            try:
+                records.load(path)
+                counts["records read meanwhile"] += 1
+            except records.RecordError as error:
+                # Absent while it is replaced, which a reader takes for no record
+                assert "No such file" in str(error), error
+        time.sleep(0.1)
+
+
+def _finished(runs):
+    """What must never change again: {path: bytes} of done.json, and how often the run started."""
+    paths = [p for done in runs.glob("*/*/*/done.json") for p in (done, done.with_name("starts"))]
+    return {path: path.read_bytes() for path in paths}
+
+
+def _under_way(runs):
+    folders = [path.parent for path in runs.glob("*/*/*/starts")]
+    return sum(not (folder / "done.json").exists() for folder in folders)
+
+
+def _assert_kept(before):
+    for path, content in before.items():
+        assert path.exists(), f"{path} is lost"
+        assert path.read_bytes() == content, f"{path}: the run was repeated"
+
+
+def _results(folder):
+    """The records of a folder without their provenance: {name: bytes or dict}."""
+    found = {}
+    for path in sorted(folder.glob("*/*.json")):
+        records.load(path)
+        raw = json.loads(path.read_text())
+        del raw["provenance"]
+        name = str(path.relative_to(folder))
+        found |= {name: raw, f"{name} curves": path.with_suffix(".npz").read_bytes()}
+    return found
+
+
+# ---- long runs of the library
+
+
+def long_run(folder):
+    """Meta-train on small quadratics with checkpoints; write a digest of all results."""
+    task = tasks.quadratic(3)
+    settings = meta_train.Settings(n_steps=20, n_unroll=5, n_trajectories=40, evaluate_every=1)
+    validation = unroll.draw_runs(task, 4, 20, 0, "validation")
+    (folder / "started").touch()
+    trained = meta_train.train(task, settings, validation, folder / "run.pt")
+    tensors = [*trained.phi.values(), *trained.last_phi.values(), trained.history]
+    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+    (folder / "digest").write_text(digest)
+
+
+def long_runs(folder, n_kills, random_seed=0):
+    """Kill long runs until there were n_kills kills: interrupted = uninterrupted, bit for bit."""
+    moments, counts = random.Random(random_seed), Counter()
+    (folder / "long0").mkdir()
+    long_run(folder / "long0")
+    digests, n_rounds = {(folder / "long0" / "digest").read_text()}, 1
+    while counts["kills"] < n_kills or n_rounds < 2:
+        here = folder / f"long{n_rounds}"
+        here.mkdir(exist_ok=True)
+        (here / "started").unlink(missing_ok=True)
+        run = _start_long_run(here)
+        if counts["kills"] < n_kills:
+            try:
+                run.wait(moments.uniform(0, 1))
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                counts["kills"] += 1
+                counts["kills after a checkpoint"] += (here / "run.pt").exists()
+        if run.wait(PATIENCE_SECONDS) == 0:
+            digests.add((here / "digest").read_text())
+            n_rounds += 1
+    assert len(digests) == 1, "an interrupted run differs from an uninterrupted one"
+    return counts | Counter({"runs compared": n_rounds})
+
+
+def _start_long_run(folder):
+    program = "import pathlib; from booktools import kills; kills.long_run(pathlib.Path())"
+    run = subprocess.Popen([sys.executable, "-c", program], cwd=folder, start_new_session=True)
+    while not (folder / "started").exists():
+        assert run.poll() is None, "a long run did not start"
+        time.sleep(0.01)
+    return run
