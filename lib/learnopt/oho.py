@@ -11,10 +11,10 @@ gradient descent with rate eta and weight decay lambda, A = d theta / d eta, B =
     theta <- theta - eta (g + lambda theta)                     g, H: gradient and Hessian of the
     A <- A - eta (H A + lambda A) - (g + lambda theta)          training batch's loss at the old
     B <- B - eta (H B + lambda B) - eta theta                   theta
-    eta <- eta - mu <grad L_V(theta), A>                        V: a validation batch; new theta
-    lambda <- lambda - mu' <grad L_V(theta), B>
+    eta <- eta - alpha <grad L_V(theta), A>                        V: a validation batch; new theta
+    lambda <- lambda - alpha' <grad L_V(theta), B>
 
-All right sides hold old values, except in the last two lines. With mu = mu' = 0 the products are
+All right sides hold old values, except in the last two lines. With alpha = alpha' = 0 the products are
 the derivatives of L_V with respect to a constant eta and lambda. As these move, Z is the derivative
 with respect to a common shift of all their past values.
 
@@ -47,11 +47,11 @@ LIMITS = {"lr": (0.0, torch.inf), "weight_decay": (0.0, 2e-4)}  # the original c
 class Rule(NamedTuple):
     """How slopes move phi: down, at each knob's meta-rate, and back inside its limits.
 
-    ``in_log=True`` multiplies: value <- value exp(-mu d L_V / d log value), with the exponent kept
+    ``in_log=True`` multiplies: value <- value exp(-alpha d L_V / d log value), with the exponent kept
     within ``largest``. A value then never changes its sign. ``rates={}`` leaves phi as it is.
     """
 
-    rates: dict[str, float] = {"lr": 1e-5, "weight_decay": 1e-7}  # mu, mu'
+    rates: dict[str, float] = {"lr": 1e-5, "weight_decay": 1e-7}  # alpha, alpha'
     limits: dict[str, tuple[float, float]] = LIMITS
     in_log: bool = False
     largest: float = 0.1
@@ -61,12 +61,12 @@ class Rule(NamedTuple):
     def update(self, phi: Phi, slopes: Phi) -> Phi:
         """phi after one meta-step."""
         moved = dict(phi)
-        for name, mu in self.rates.items():
+        for name, alpha in self.rates.items():
             if self.in_log:
-                exponent = (-mu * slopes[name] * phi[name]).clamp(-self.largest, self.largest)
+                exponent = (-alpha * slopes[name] * phi[name]).clamp(-self.largest, self.largest)
                 moved[name] = phi[name] * exponent.exp()
             else:
-                moved[name] = phi[name] - mu * slopes[name]
+                moved[name] = phi[name] - alpha * slopes[name]
             moved[name] = moved[name].clamp(*self.limits.get(name, (-torch.inf, torch.inf)))
         return moved
 

@@ -69,7 +69,7 @@ class Original(NamedTuple):
     products: Callable = difference_product
 
     def step(self, point: Point, batch, judge, meta_rates=(0.0, 0.0), cap=2e-4) -> Point:
-        """One training step and one meta-step at the rates (mu, mu')."""
+        """One training step and one meta-step at the rates (alpha, alpha')."""
         theta, a, b, lr, decay = point
         slope = grad(lambda theta: self.task.loss(theta, batch))
         pull = slope(theta)
