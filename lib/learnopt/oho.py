@@ -14,9 +14,9 @@ gradient descent with rate eta and weight decay lambda, A = d theta / d eta, B =
     eta <- eta - alpha <grad L_V(theta), A>                        V: a validation batch; new theta
     lambda <- lambda - alpha' <grad L_V(theta), B>
 
-All right sides hold old values, except in the last two lines. With alpha = alpha' = 0 the products are
-the derivatives of L_V with respect to a constant eta and lambda. As these move, Z is the derivative
-with respect to a common shift of all their past values.
+All right sides hold old values, except in the last two lines. With alpha = alpha' = 0 the products
+are the derivatives of L_V with respect to a constant eta and lambda. As these move, Z is the
+derivative with respect to a common shift of all their past values.
 
 phi maps names to ``(b, G)``: b runs side by side, G sets of hyperparameters. ``groups`` tells the
 set of each tensor of the task's layout. With G > 1 each set has tangents of its own, which costs G
@@ -47,8 +47,8 @@ LIMITS = {"lr": (0.0, torch.inf), "weight_decay": (0.0, 2e-4)}  # the original c
 class Rule(NamedTuple):
     """How slopes move phi: down, at each knob's meta-rate, and back inside its limits.
 
-    ``in_log=True`` multiplies: value <- value exp(-alpha d L_V / d log value), with the exponent kept
-    within ``largest``. A value then never changes its sign. ``rates={}`` leaves phi as it is.
+    ``in_log=True`` multiplies: value <- value exp(-alpha d L_V / d log value), with the exponent
+    kept within ``largest``. A value then never changes its sign. ``rates={}`` leaves phi alone.
     """
 
     rates: dict[str, float] = {"lr": 1e-5, "weight_decay": 1e-7}  # alpha, alpha'
