@@ -1,20 +1,28 @@
 """Time the library's hot paths side by side: `make bench`, or `python -m booktools.bench`.
 
-Every work is done in two or more ways in turn, A B A B ..., on one thread; the figures are CPU time
-(so that a busy machine distorts them less), as ratios to the first way: median, lowest, highest
-over the rounds. Absolute times are not printed: they belong to the machine. The machine's own limit
-is measured in the same run: a large matrix product, in operations a second. Where the libraries of
-``booktools.peers`` are installed (the extra `bench`), they take part; each must first give the same
-answer. ``--write FILE`` keeps the ratios.
+Every work of ``booktools.works`` and ``booktools.hyper_works`` is done in several ways in turn,
+A B A B ..., on one thread. A ratio is the CPU time of a way over that of the library's own fast
+path in the same round (CPU time, so that a busy machine distorts it less): median, lowest, highest.
+A way must give the same numbers before it is timed. The machine's own limit is measured in the same
+run: large matrix products, in operations a second, by the faster of two libraries; and of each fast
+path the part of its time that goes into matrix products, and how far it is from doing those at the
+machine's rate and nothing else.
+
+The libraries of the extra `bench` take part where they are installed. ``--write FILE`` keeps it
+all as JSON, and writes the book's page about it.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import statistics
+import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 # XLA reads this once, before jax is imported: one thread, as for the others
 os.environ.setdefault(
@@ -22,163 +30,159 @@ os.environ.setdefault(
 )
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from booktools import peers
-from learnopt import (
-    atomic,
-    hypergrad,
-    lstm_optimizer,
-    lstm_window,
-    meta_train,
-    optimizers,
-    provenance,
-    tasks,
-    unroll,
-)
-from learnopt.layout import Layout
-from learnopt.lstm_optimizer import features
+from booktools import costs_page
+from learnopt import atomic, provenance
 from learnopt.matmul import matmul
-from learnopt.seeding import generator
 
-N_UNROLL = 20
-PEERS = {"torchopt": peers.torchopt_window, "higher": peers.higher_window, "jax": peers.jax_window}
-kept = []  # one entry a ratio, for --write
+PEERS = ("torchopt", "higher", "jax", "optax")
 
 
-def seconds(work) -> float:
+class Work(NamedTuple):
+    """One work in several ways. A way is called without arguments and returns named tensors."""
+
+    name: str
+    title: str
+    ways: dict[str, Callable]  # the library's fast path first
+    peers: dict[str, Callable] = {}  # () -> way, or ImportError
+    others: dict[str, Callable] = {}  # ways to do something else, for comparison
+    units: dict[str, int] = {}  # how often a call of a way does the work, if not once
+    tolerance: float = 1e-3  # relative, in float32
+    counted: str = "windows"  # what the work is, many of it
+    facts: dict[str, float] = {}  # what else is to be known
+    rounds: int = 0  # fewer than asked for, where one takes long
+
+
+class Products(TorchDispatchMode):
+    """Operations and CPU seconds of the matrix products in what runs under it."""
+
+    INNER = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm_": 1, "_linear_pointwise": 0, "mv": 0}
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.seconds = 0, 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        began = time.process_time()
+        result = function(*args, **(kwargs or {}))
+        spent = time.process_time() - began
+        at = self.INNER.get(function.overloadpacket.__name__)
+        if at is not None:
+            self.operations += 2 * result.numel() * args[at].shape[-1]
+            self.seconds += spent
+        return result
+
+
+def seconds(way: Callable) -> float:
     """CPU time of one call."""
     began = time.process_time()
-    work()
+    way()
     return time.process_time() - began
 
 
-def compare(title: str, ways: dict, rounds: int) -> dict[str, float]:
-    """Print the ratios to the first way; returns the median seconds of each."""
-    spent = {name: [] for name in ways}
-    for work in ways.values():  # warm up
-        work()
-    for _ in range(rounds):
-        for name, work in ways.items():
-            spent[name].append(seconds(work))
-    first = next(iter(ways))
-    print(f"\n{title}")
-    for name, times in spent.items():
-        ratios = [t / t0 for t, t0 in zip(times, spent[first], strict=True)]
-        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-        print(f"  {name:<52} {middle:6.2f}  ({low:.2f} to {high:.2f})", flush=True)
-        kept.append({"work": title, "way": name, "over": first, "ratio": round(middle, 3)})
-        kept[-1] |= {"low": round(low, 3), "high": round(high, 3), "rounds": rounds}
-    return {name: statistics.median(times) for name, times in spent.items()}
-
-
-def classifier(sizes, n_images=2000):
-    """A network on random images: times do not depend on what they show."""
-    x = torch.rand(n_images, sizes[0], generator=generator(0, "images"))
-    y = torch.randint(0, sizes[-1], (n_images,), generator=generator(0, "labels"))
-
-    def batches(g, n):
-        order = torch.randint(0, n_images, (n, 128), generator=g)
-        return [(x[rows], y[rows]) for rows in order]
-
-    return tasks.mlp(sizes, batches=batches)
-
-
-def matmul_rate() -> float:
-    """Operations a second in a product of 1024 x 1024 matrices, by the faster of two libraries."""
+def matmul_rates() -> dict[str, float]:
+    """Operations a second in a product of 1024 x 1024 matrices, by torch's BLAS and by oneDNN."""
     a = torch.randn(1024, 1024)
-    ways = (lambda: a @ a, lambda: matmul(a, a))
-    return max(2 * 1024**3 / min(seconds(way) for _ in range(9)) for way in ways)
+    ways = {"blas": lambda: a @ a, "onednn": lambda: matmul(a, a)}
+    return {name: 2 * 1024**3 / min(seconds(way) for _ in range(9)) for name, way in ways.items()}
 
 
-def window(rounds: int) -> None:
-    """The meta-gradient of one window of 20 steps, 784-20-10: 15,910 coordinates."""
-    task = classifier([784, 20, 10])
-    phi = lstm_optimizer.init_phi("log", generator(0))
-    opt = lstm_optimizer.lstm("log", 0.1)
-    carry = unroll.start(task, opt, task.init(generator(0)))
-    batches = task.batches(generator(0), N_UNROLL + 1)
-    feeds = [unroll.Feed(batches[t], batches[t + 1], 1.0) for t in range(N_UNROLL)]
-    fast = lstm_window.Window("log", 0.1, N_UNROLL, task.layout.size)
-    gradient = meta_train.task_gradients(task, 1)
-    stacked = [(x[None], y[None]) for x, y in batches]
-    weights = (1.0,) * N_UNROLL
-    step = unroll.make_step(task, opt, second_order=False)
-    ways = {
-        "hand-written window": lambda: meta_train.window_gradient(
-            fast, gradient, phi, carry, stacked, weights
-        ),
-        "autograd through the same steps (hypergrad.reverse)": lambda: hypergrad.reverse(
-            step, phi, carry, feeds
-        ),
-    }
-    wanted = Layout.of(phi).flatten(ways["hand-written window"]()[0])
-    for name, make in PEERS.items():
+def complete(work: Work) -> Work:
+    """The work with the peers that are installed among its ways, all of them called once."""
+    ways, left_out = dict(work.ways), []
+    for name, make in work.peers.items():
         try:
-            work = make(task, phi, carry, batches, lambda g: features(g, "log"))
+            ways[name] = make()
         except ImportError:
-            print(f"  {name} is not installed and is left out: pip install -e '.[bench]'")
+            left_out.append(name)
+    if left_out:
+        print(f"  not installed, left out: {', '.join(left_out)} (pip install -e '.[bench]')")
+    wanted, *found = [way() for way in ways.values()]
+    for name, numbers in zip(list(ways)[1:], found, strict=True):
+        for key, ours in wanted.items():
+            error = ((numbers[key] - ours[: len(numbers[key])]).norm() / ours.norm()).item()
+            if not error < work.tolerance:
+                raise RuntimeError(f"{work.title}: {name} gives another {key}, by {error:.1e}")
+    for way in work.others.values():
+        way()
+    return work._replace(ways=ways, peers={})
+
+
+def measure(work: Work, rounds: int, rate: float) -> dict:
+    """One entry of the JSON file."""
+    print(f"\n{work.title}")
+    work = complete(work)
+    rounds = min(work.rounds or rounds, rounds)
+    ways = work.ways | work.others
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            spent[name].append(seconds(way) / work.units.get(name, 1))
+    first, *rest = ways
+    rows = []
+    for name in rest:
+        ratios = [t / ours for t, ours in zip(spent[name], spent[first], strict=True)]
+        row = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        rows.append({"peer": name, "same": name in work.ways} | {k: digits(row[k]) for k in row})
+    with Products() as products:
+        ways[first]()
+    ours = statistics.median(spent[first])
+    whole = ours * work.units.get(first, 1)
+    entry = {"work": work.name, "title": work.title, "ours": first, "seconds": digits(ours)}
+    entry |= {"in_products": digits(min(1.0, products.seconds / whole))}
+    entry |= {"fraction": digits(products.operations / rate / whole), "rounds": rounds}
+    return entry | {"counted": work.counted, "rows": rows, "facts": work.facts}
+
+
+def digits(x: float) -> float:
+    """Three significant digits: more would be noise."""
+    return float(f"{x:.3g}")
+
+
+def versions() -> dict[str, str]:
+    """The peers that are installed."""
+    found = {}
+    for name in PEERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
-        found = Layout.of(phi).flatten({k: v.view_as(phi[k]) for k, v in work().items()})
-        error = ((found - wanted).norm() / wanted.norm()).item()
-        if not error < 1e-3:  # float32 over 20 steps
-            raise RuntimeError(f"{name} gives another meta-gradient: relative error {error:.1e}")
-        ways[name] = work
-    spent = compare("LSTM window, 784-20-10, 20 steps, meta-gradient", ways, rounds)
-    operations = 3 * 2 * 4980 * task.layout.size * N_UNROLL
-    rate = operations / spent["hand-written window"]
-    print(f"  the window reaches {100 * rate / matmul_rate():.0f} % of the machine's matmul rate")
-
-
-def populations(rounds: int) -> None:
-    """64 learning rates of a small network, 20 steps: one batched pass against one by one."""
-    task, opt = classifier([64, 20, 10]), optimizers.momentum()
-    runs = unroll.draw_runs(task, 1, 20, seed=0)
-    each = [optimizers.hyperparameters(lr, 0.9) for lr in torch.logspace(-3, 0, 64).tolist()]
-    phis = {name: torch.stack([phi[name] for phi in each]) for name in each[0]}
-    ways = {
-        "one batched pass": lambda: unroll.grid_losses(task, opt, phis, runs),
-        "64 runs one after another": lambda: [unroll.losses(task, opt, p, runs) for p in each],
-    }
-    compare("Population of 64 learning rates, 64-20-10, 20 steps", ways, rounds)
-
-
-def hypergradients(rounds: int) -> None:
-    """d loss after 10 steps / d (log_lr, logit_momentum) of a 784-100-100-10 network."""
-    task, opt = classifier([784, 100, 100, 10]), optimizers.momentum()
-    phi = optimizers.hyperparameters(0.1, 0.9)
-    carry = unroll.start(task, opt, task.init(generator(0)))
-    batches = task.batches(generator(0), 11)
-    feeds = [unroll.Feed(batches[t], batches[t + 1], float(t == 9)) for t in range(10)]
-    step = unroll.make_step(task, opt)
-    ways = {
-        "plain training": lambda: unroll.run(step, phi, carry, feeds),
-        "reverse": lambda: hypergrad.reverse(step, phi, carry, feeds),
-        "forward, 2 knobs": lambda: hypergrad.forward(step, phi, carry, feeds),
-        "central difference": lambda: hypergrad.central_difference(step, phi, carry, feeds),
-    }
-    compare("Hypergradient of 10 steps, 784-100-100-10, 2 knobs", ways, rounds)
+    return found
 
 
 def main() -> None:
+    from booktools import hyper_works, works
+
+    every = works.WORKS | hyper_works.WORKS
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each comparison")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the ratios as JSON")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each work")
+    parser.add_argument("--only", nargs="+", choices=every, help="some of the works")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep it as JSON; book/costs.md")
     arguments = parser.parse_args()
-    rounds = arguments.rounds
-    if rounds < 1:
+    if arguments.rounds < 1:
         parser.error("--rounds must be 1 or more")
+    if arguments.write and arguments.only:
+        parser.error("--write keeps all works or none: leave out --only")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers, which are older than torch
-    began = time.perf_counter()
-    print(f"torch {torch.__version__}, one thread, {rounds} rounds; CPU time over the first")
-    print(f"matmul rate of this machine: {matmul_rate() / 1e9:.0f} GFLOP/s")
-    for work in (window, populations, hypergradients):
-        work(rounds)
+    began, rates = time.perf_counter(), matmul_rates()
+    print(f"torch {torch.__version__}, one thread, {arguments.rounds} rounds; CPU time over ours")
+    print("matrix products:", *(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in rates.items()))
+    entries = []
+    for name in arguments.only or every:
+        entries.append(measure(every[name](), arguments.rounds, max(rates.values())))
+        print(costs_page.lines(entries[-1]), flush=True)
     if arguments.write:
-        origin = provenance.describe(seed=0, device="cpu", seconds=time.perf_counter() - began)
-        text = json.dumps({"ratios": kept, "provenance": origin}, indent=1)
+        taken = time.perf_counter() - began
+        origin = provenance.describe(seed=0, device="cpu", seconds=taken)
+        kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
+        kept |= {"peers": versions(), "provenance": origin}
+        text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
         atomic.write({arguments.write: text.encode()})
+        costs_page.write()
 
 
 if __name__ == "__main__":
+    sys.modules.setdefault("booktools.bench", sys.modules["__main__"])  # one Work, not two
     main()

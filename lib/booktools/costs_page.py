@@ -1,0 +1,143 @@
+"""The benchmark as a page of the book, "What it costs", and as lines for a terminal.
+
+    python -m booktools.costs_page            write book/costs.md from data/results/bench.json
+
+`make bench` does it too. Every number of the page is from that file; the texts say what bounds a
+work and hold no number that was measured.
+"""
+
+import json
+
+from learnopt import provenance
+
+HEAD = """\
+<!-- Written by `make bench` from data/results/bench.json. Do not edit. -->
+
+# What it costs
+
+Most of what this book does is plain PyTorch, and runs as fast as that does. Four computations are
+repeated so often that the library has a fast path for them, written by hand and held by a test to
+the plain one. `make bench` times each of them against the plain one, and against other libraries.
+
+How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread. A
+ratio is the processor time of a way over that of the library's fast path in the same round: above 1
+the fast path is faster. Given are the median over the rounds, the lowest and the highest. A way
+must give the same numbers first, in single precision. Rows in *italics* do something else and are
+there for comparison. Absolute times belong to the machine: measure yours with `make bench`.
+
+The processor's own limit is measured in the same run, as the rate of large matrix products on one
+thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. "Of the limit" is how
+long a fast path's matrix products would take at the better of these rates, over the time that it
+took in all.
+"""
+WHY = {
+    "lstm_window": """\
+What bounds it: the matrix products of the two LSTM layers, forward and backward, and the sigmoids
+of four gates for each coordinate and step. The plain ways build a graph of small operations, step
+by step, and keep what each of them saved. By hand, the window runs without autograd, goes back over
+all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
+([the derivation](api.md)). The products are narrow (20 units), so they cannot reach the rate of
+large ones.""",
+    "lstm_steps": """\
+Nothing in a step depends on the length of the window, so the time a step should not either. What
+grows is the memory: the longer window no longer stays near the processor.""",
+    "lstm_tasks": """\
+Sixteen tasks are sixteen times the coordinates. Kept whole, their windows would need several
+gigabytes; so only the LSTM's inputs are kept, and each chunk of coordinates repeats its forward
+pass before it goes back. That is one more of three passes.""",
+    "oho_step": """\
+What bounds it: a training gradient, two Hessian-vector products and a validation gradient. Each
+product is about as much work as a gradient, a plain step is one gradient. All rows of the first
+layer, weights and their tangents, meet the batch in one matrix product. The rest of the time goes
+into the hidden layers' small products and into passes over the tangents, which are twice as large
+as the network. A compiler that fuses those passes, as that of jax does, saves most of them.""",
+    "smd_look_ahead": """\
+What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
+in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
+around them, and the wide products go to the faster library.""",
+    "trials_small": """\
+A small network's step is bound by the calls of its operations, not by their arithmetic. One batched
+pass makes the calls once for all schedules. This is how the chapters draw a loss surface.""",
+    "trials_large": """\
+A large network's step is bound by its products and by memory, and a batched pass has to move the
+weights of all networks through memory at every operation. On a processor, batching large networks
+gains nothing and may lose: run them one after another, or side by side on several cores.""",
+}
+CHAPTERS = """\
+## The chapters
+
+What each chapter takes at its quick preset, on one thread of the machine that built this site:
+
+```{nb-exec-table}
+```
+
+Recorded runs at the paper's scale say themselves how long they took, in the `seconds` of their
+[records](batch.md).
+"""
+
+
+def render(bench: dict) -> str:
+    """The text of book/costs.md."""
+    parts = [HEAD, _machine(bench)]
+    parts += [_section(entry) for entry in bench["works"]]
+    return "\n".join([*parts, CHAPTERS])
+
+
+def lines(entry: dict) -> str:
+    """One work, for a terminal."""
+    rows = [f"  {entry['ours']:<56}     1  ({_speed(entry)})"]
+    for row in entry["rows"]:
+        mark = " " if row["same"] else "*"
+        spread = f"({row['low']:g} to {row['high']:g})"
+        rows.append(f" {mark}{row['peer']:<56} {row['ratio']:5.3g}  {spread}")
+    return "\n".join([*rows, f"  {_bound(entry)}"])
+
+
+def write(root=None) -> None:
+    """Write book/costs.md of a checkout."""
+    root = root or provenance.checkout()
+    bench = json.loads((root / "data" / "results" / "bench.json").read_text())
+    (root / "book" / "costs.md").write_text(render(bench))
+
+
+def _machine(bench: dict) -> str:
+    rates, origin = bench["matmul"], bench["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in bench["peers"].items())
+    lines = [
+        "| matrix products of 1,024 x 1,024 | GFLOP/s |",
+        "|---|---:|",
+        f"| BLAS | {rates['blas'] / 1e9:.0f} |",
+        f"| oneDNN | {rates['onednn'] / 1e9:.0f} |",
+        "",
+        f"This run: {provenance.line(origin)}; {versions or 'no other library'}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _section(entry: dict) -> str:
+    head = f"| way | time over that of {entry['ours']} | lowest to highest |"
+    rows = [head, "|---|---:|---|"]
+    for row in entry["rows"]:
+        name = row["peer"] if row["same"] else f"*{row['peer']}*"
+        rows.append(f"| {name} | {row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} |")
+    text = [f"## {entry['title']}", "", *rows, "", f"Here {_speed(entry)}. {_bound(entry)}", ""]
+    return "\n".join([*text, WHY[entry["work"]], ""])
+
+
+def _bound(entry: dict) -> str:
+    facts = "".join(f" {name}: {value:g}." for name, value in entry["facts"].items())
+    return (
+        f"Of its time {100 * entry['in_products']:.0f} % is in matrix products; it reaches "
+        f"{100 * entry['fraction']:.0f} % of the limit.{facts}"
+    )
+
+
+def _speed(entry: dict) -> str:
+    rate = float(f"{1 / entry['seconds']:.2g}")
+    number = f"{rate:,.0f}" if rate >= 10 else f"{rate:g}"
+    return f"{number} {entry['counted']} a second"
+
+
+if __name__ == "__main__":
+    write()
