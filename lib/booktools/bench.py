@@ -36,7 +36,7 @@ from booktools import costs_page
 from learnopt import atomic, provenance
 from learnopt.matmul import matmul
 
-PEERS = ("torchopt", "higher", "jax", "optax")
+PEERS = ("torchopt", "higher", "jax")
 
 
 class Work(NamedTuple):
