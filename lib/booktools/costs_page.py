@@ -15,9 +15,11 @@ HEAD = """\
 
 # What it costs
 
-Most of what this book does is plain PyTorch, and runs as fast as that does. Four computations are
+Most of what this book does is plain PyTorch, and runs as fast as that does. Three computations are
 repeated so often that the library has a fast path for them, written by hand and held by a test to
-the plain one. `make bench` times each of them against the plain one, and against other libraries.
+the plain one: the LSTM's windows, the step of online hyperparameter optimization, and the look-ahead
+of stochastic meta-descent. `make bench` times each of them against the plain one and against other
+libraries; and it times many runs in one batched pass against as many runs one after another.
 
 How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread. A
 ratio is the processor time of a way over that of the library's fast path in the same round: above 1
@@ -26,9 +28,9 @@ must give the same numbers first, in single precision. Rows in *italics* do some
 there for comparison. Absolute times belong to the machine: measure yours with `make bench`.
 
 The processor's own limit is measured in the same run, as the rate of large matrix products on one
-thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. "Of the limit" is how
-long a fast path's matrix products would take at the better of these rates, over the time that it
-took in all.
+thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. The better of the two
+is the limit: what a computation reaches of it is the time that its matrix products would take at
+that rate, over the time that it took in all.
 """
 WHY = {
     "lstm_window": """\
@@ -36,11 +38,10 @@ What bounds it: the matrix products of the two LSTM layers, forward and backward
 of four gates for each coordinate and step. The plain ways build a graph of small operations, step
 by step, and keep what each of them saved. By hand, the window runs without autograd, goes back over
 all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
-([the derivation](api.md)). The products are narrow (20 units), so they cannot reach the rate of
-large ones.""",
+([the derivation](api.md)). With 20 units to a layer its products are narrow.""",
     "lstm_steps": """\
-Nothing in a step depends on the length of the window, so the time a step should not either. What
-grows is the memory: the longer window no longer stays near the processor.""",
+Nothing that a step computes depends on the length of the window. What grows with it is the
+memory.""",
     "lstm_tasks": """\
 Sixteen tasks are sixteen times the coordinates. Kept whole, their windows would need several
 gigabytes; so only the LSTM's inputs are kept, and each chunk of coordinates repeats its forward
@@ -49,19 +50,19 @@ pass before it goes back. That is one more of three passes.""",
 What bounds it: a training gradient, two Hessian-vector products and a validation gradient. Each
 product is about as much work as a gradient, a plain step is one gradient. All rows of the first
 layer, weights and their tangents, meet the batch in one matrix product. The rest of the time goes
-into the hidden layers' small products and into passes over the tangents, which are twice as large
-as the network. A compiler that fuses those passes, as that of jax does, saves most of them.""",
+into passes over the network and over its two tangents, and into the calls of many small operations.
+jax compiles the step as a whole; the library's stays a page of PyTorch that can be read.""",
     "smd_look_ahead": """\
 What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
 in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
 around them, and the wide products go to the faster library.""",
     "trials_small": """\
-A small network's step is bound by the calls of its operations, not by their arithmetic. One batched
-pass makes the calls once for all schedules. This is how the chapters draw a loss surface.""",
+A small network's step is mostly calls of small operations. One batched pass makes each call once,
+for all schedules: so the chapters draw a loss surface.""",
     "trials_large": """\
-A large network's step is bound by its products and by memory, and a batched pass has to move the
-weights of all networks through memory at every operation. On a processor, batching large networks
-gains nothing and may lose: run them one after another, or side by side on several cores.""",
+Here one network's weights fit the processor's cache, and those of all networks do not: a batched
+pass moves them through memory at every operation. So look at the row above before you batch large
+networks on a processor.""",
 }
 CHAPTERS = """\
 ## The chapters
@@ -127,9 +128,11 @@ def _section(entry: dict) -> str:
 
 def _bound(entry: dict) -> str:
     facts = "".join(f" {name}: {value:g}." for name, value in entry["facts"].items())
+    rate = entry["fraction"] / entry["in_products"]
     return (
-        f"Of its time {100 * entry['in_products']:.0f} % is in matrix products; it reaches "
-        f"{100 * entry['fraction']:.0f} % of the limit.{facts}"
+        f"Of its time {100 * entry['in_products']:.0f} % is in matrix products, which run at "
+        f"{100 * rate:.0f} % of the limit's rate: in all it reaches {100 * entry['fraction']:.0f} % "
+        f"of the limit.{facts}"
     )
 
 
