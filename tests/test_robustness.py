@@ -1,6 +1,7 @@
 """A small count of what `make robustness` does in full: kills, damaged files, names, full disks."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -114,6 +115,7 @@ def test_a_record_that_is_lost_or_repeated_is_noticed(tmp_path):
 
 def test_the_counts_are_printed_and_written(tmp_path, monkeypatch, capsys):
     counts = {"mutated record": {"RecordError": 3, "loaded": 1}}
+    monkeypatch.setattr(robustness, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     monkeypatch.setattr(robustness, "bad_input", lambda n: counts)
     monkeypatch.setattr(robustness, "faults", lambda n: {"batches": {"kills": n}})
     robustness.main(["--kills", "7", "--write", str(tmp_path / "r.json")])

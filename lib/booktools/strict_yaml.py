@@ -12,7 +12,7 @@ MAX_INT = 10**1000  # longer ones cannot always be printed in a message
 
 
 class Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (PyYAML takes the last) and what cannot be shown."""
+    """SafeLoader that refuses a key given twice (PyYAML takes the last) and the unprintable."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
