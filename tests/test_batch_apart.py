@@ -20,6 +20,7 @@ from learnopt import lstm_optimizer, records
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"LEARNOPT_RESULTS": str(ROOT / "data" / "results")}
+PATIENCE_SECONDS = 600  # the machine may be busy
 PROFILES = ROOT / "lib" / "booktools" / "profiles"
 CHAPTERS = ["10_smd_online", "11_ways_out"]  # seconds at smoke
 
@@ -49,7 +50,11 @@ def start(checkout, *arguments):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and with it all that it has started: see booktools.guard
+        raise AssertionError(process.communicate()) from None
     return process.returncode, out, err
 
 
@@ -59,15 +64,15 @@ def finish(process):
 def test_two_workers_that_share_only_a_folder_do_every_run_once(tmp_path):
     checkouts = [copy_checkout(tmp_path / name, CHAPTERS) for name in ("here", "there")]
     runs = tmp_path / "shared"
-    arguments = ["--preset", "smoke", "--seeds", "0 1", "--shared", "--runs", runs]
+    arguments = ["--preset", "smoke", "--seeds", "0", "--shared", "--runs", runs]
 
     ended = [finish(worker) for worker in [start(place, *arguments) for place in checkouts]]
 
     assert [code for code, _, _ in ended] == [0, 0], ended
-    assert all("4 of 4 runs are finished" in out for _, out, _ in ended)
-    folders = [runs / "smoke" / chapter / f"seed{seed}" for chapter in CHAPTERS for seed in (0, 1)]
+    assert all("2 of 2 runs are finished" in out for _, out, _ in ended)
+    folders = [runs / "smoke" / chapter / "seed0" for chapter in CHAPTERS]
     marks = [json.loads((folder / plan.STARTED).read_text()) for folder in folders]
-    assert [mark["attempts"] for mark in marks] == [1, 1, 1, 1]
+    assert [mark["attempts"] for mark in marks] == [1, 1]
     places = {Path(mark["notebook"]).parents[1] for mark in marks}
     assert places == set(checkouts), "one of the workers found nothing to do"
     for folder in folders:

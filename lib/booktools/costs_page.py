@@ -17,9 +17,10 @@ HEAD = """\
 
 Most of what this book does is plain PyTorch, and runs as fast as that does. Three computations are
 repeated so often that the library has a fast path for them, written by hand and held by a test to
-the plain one: the LSTM's windows, the step of online hyperparameter optimization, and the look-ahead
-of stochastic meta-descent. `make bench` times each of them against the plain one and against other
-libraries; and it times many runs in one batched pass against as many runs one after another.
+the plain one: the LSTM's windows, the step of online hyperparameter optimization, and the
+look-ahead of stochastic meta-descent. `make bench` times each of them against the plain one and
+against other libraries; and it times many runs in one batched pass against as many runs one after
+another.
 
 How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread. A
 ratio is the processor time of a way over that of the library's fast path in the same round: above 1
@@ -131,8 +132,8 @@ def _bound(entry: dict) -> str:
     rate = entry["fraction"] / entry["in_products"]
     return (
         f"Of its time {100 * entry['in_products']:.0f} % is in matrix products, which run at "
-        f"{100 * rate:.0f} % of the limit's rate: in all it reaches {100 * entry['fraction']:.0f} % "
-        f"of the limit.{facts}"
+        f"{100 * rate:.0f} % of the limit's rate: in all it reaches "
+        f"{100 * entry['fraction']:.0f} % of the limit.{facts}"
     )
 
 

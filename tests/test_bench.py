@@ -1,0 +1,78 @@
+"""The benchmark: what it times must agree, and the page holds the numbers of the file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from booktools import bench, costs_page, hyper_works, works
+from booktools.bench import Work
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "data" / "results" / "bench.json"
+
+
+def answer(*values):
+    return lambda: {"x": torch.tensor(values)}
+
+
+def test_ways_that_agree_are_timed_by_the_unit_against_the_first(monkeypatch):
+    times = iter([1.0, 6.0, 2.0, 8.0, 4.0, 9.0])
+    monkeypatch.setattr(bench, "seconds", lambda way: next(times))
+    ways = {"ours": answer(1.0, 2.0), "a sample": answer(1.0)}
+    work = Work("name", "Title", ways, units={"a sample": 2}, counted="sums")
+    entry = bench.measure(work, 3, rate=1e9)
+    assert (entry["ours"], entry["seconds"], entry["rounds"]) == ("ours", 2.0, 3)
+    assert entry["rows"] == [
+        {"peer": "a sample", "same": True, "ratio": 2.0, "low": 1.12, "high": 3.0}
+    ]
+
+
+def test_a_way_that_does_not_agree_is_not_timed():
+    work = Work("name", "Title", {"ours": answer(1.0, 2.0), "theirs": answer(1.0, 2.1)})
+    with pytest.raises(RuntimeError, match="Title: theirs gives another x, by 4"):
+        bench.complete(work)
+    with pytest.raises(RuntimeError, match="by nan"):
+        bench.complete(work._replace(ways={"ours": answer(1.0), "theirs": answer(float("nan"))}))
+
+
+def test_a_library_that_is_not_installed_is_named_and_left_out(capsys):
+    def make():
+        raise ImportError
+
+    work = bench.complete(Work("name", "Title", {"ours": answer(1.0)}, {"other": make}))
+    assert list(work.ways) == ["ours"]
+    assert "left out: other" in capsys.readouterr().out
+
+
+def test_operations_of_matrix_products_are_counted():
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    with bench.Products() as products:
+        torch.addmm(torch.ones(5), a, b)
+        (a @ b).add_(1)
+        torch.ones(2, 3, 4) @ torch.ones(2, 4, 5)
+        bench.matmul(torch.ones(128, 512), torch.ones(512, 128))
+    assert products.operations == 2 * 3 * 4 * 5 * 4 + 2 * 128 * 512 * 128
+    assert products.seconds > 0
+
+
+@pytest.mark.parametrize("name", ["trials_small", "smd_look_ahead", "oho_step"])
+def test_the_works_agree(name):
+    torch.manual_seed(0)
+    made = (works.WORKS | hyper_works.WORKS)[name]()
+    bench.complete(made._replace(peers={}, others={}))
+
+
+def test_the_page_is_what_the_file_says():
+    kept = json.loads(FILE.read_text())
+    assert (ROOT / "book" / "costs.md").read_text() == costs_page.render(kept)
+    assert [entry["work"] for entry in kept["works"]] == [*works.WORKS, *hyper_works.WORKS]
+    assert set(costs_page.WHY) == {entry["work"] for entry in kept["works"]}
+
+
+def test_no_number_of_the_page_is_typed_by_hand():
+    # 16 tasks of 20 units, one of three passes, "above 1": what the works are, not what they took
+    typed = set(re.findall(r"\d[\d.,]*", "".join(costs_page.WHY.values()) + costs_page.CHAPTERS))
+    assert typed <= {"20"}
