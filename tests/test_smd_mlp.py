@@ -106,3 +106,28 @@ def test_online_takes_the_fast_path_as_its_mode():
 
     agree(path(lambda phi, carry, feeds: smd_mlp.slopes(task, "relu", phi, carry, feeds)),
           path("reverse"))  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [None, FACTOR])
+def test_a_step_of_training_is_that_of_vmap(factor):
+    opt = optimizers.scheduled(PLAIN, factor) if factor else PLAIN
+    phi = logs(log_effective_lr=[-1.0, -0.5], log_damping=[-1.0, -1.5], log_decay=[0.3, -0.4])
+    task, step, carry, feeds = problem("relu", opt, phi)
+    found = smd_mlp.train(task, "relu", phi, carry, feeds[0], factor)
+    expected = vmap(step, in_dims=(0, 0, None))(phi, carry, feeds[0])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_online_takes_the_fast_step():
+    phi = logs(log_effective_lr=[-1.0, -0.5], log_damping=[-1.0, -1.5])
+    task, step, carry, feeds = problem("relu", PLAIN, phi)
+    rule, batches = smd.Rule(optimizers.adam(), 0.1), [feed.train for feed in feeds]
+
+    def end(train):
+        plan = smd.Plan(6, 2, 3, mode="reverse", train=train)
+        return smd.online(
+            step, rule, plan, rule.start(phi), carry, batches, lambda k: feeds, torch.ones(2)
+        )[1].theta
+
+    fast = end(lambda phi, carry, feed: smd_mlp.train(task, "relu", phi, carry, feed))
+    torch.testing.assert_close(fast, end(None), rtol=1e-10, atol=1e-14)

@@ -1,11 +1,12 @@
 """The loss surface of a schedule: one pass for all horizons, and the best place on it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from learnopt import checkpoints, optimizers, surface, tasks, unroll
+from learnopt import checkpoints, optimizers, smd_mlp, surface, tasks, unroll
 from learnopt.seeding import generator
 
 F64 = torch.float64
@@ -53,6 +54,18 @@ def test_the_loss_at_each_horizon_is_that_of_a_run_of_that_length():
     for i, n_steps in enumerate((10, 60)):
         each = torch.stack([alone(k, n_steps) for k in range(7)])
         torch.testing.assert_close(found[i], each, rtol=1e-10, atol=0, check_dtype=False)
+
+
+def test_a_faster_step_gives_the_same_losses():
+    opt, held = optimizers.scheduled(optimizers.momentum(), DECAY), torch.full((7,), -1.0).double()
+    phis = PHIS | {"log_damping": held}
+
+    def found(train=None):
+        each = ([10, 60], score, rate)
+        return surface.losses_at(TASK, opt, phis, THETA, BATCHES, *each, train=train)
+
+    fast = partial(smd_mlp.train, TASK, "tanh", factor=DECAY)
+    torch.testing.assert_close(found(fast), found(), rtol=1e-9, atol=0)
 
 
 def test_points_that_no_longer_move_leave_the_pass_and_keep_their_loss():

@@ -145,6 +145,7 @@ class Plan(NamedTuple):
     n_meta_steps: int = 10  # at every update, all on the same feeds
     last_rate: float = 1e-4  # the effective rate at the end
     mode: str | Callable = "forward"  # see ``slopes``; the same numbers, reverse is faster on a CPU
+    train: Callable | None = None  # a population's step, as ``smd_mlp.train``; None: vmap of step
 
     @property
     def middle(self) -> int:
@@ -170,7 +171,7 @@ def online(
     makes the feeds of the k-th update. ``tuned`` ``(m,)`` is 0 for members that keep their phi: a
     hand-tuned baseline runs in the same batch, with the same decay.
     """
-    train, keep = vmap(step, in_dims=(0, 0, None)), tuned == 0
+    train, keep = plan.train or vmap(step, in_dims=(0, 0, None)), tuned == 0
     for t in range(begin, plan.n_steps if end is None else end):
         if plan.updates_at(t):
             feeds, before = draw(t // plan.steps_per_update), meta.phi

@@ -1,7 +1,8 @@
 """The fast path of SMD's look-ahead: momentum on multilayer perceptrons, backwards by hand.
 
     found, losses = slopes(task, "relu", phi, carry, feeds)   # the numbers of smd.slopes
-    ahead = partial(slopes, task, "relu")                    # what smd.online takes as its mode
+    carry = train(task, "relu", phi, carry, feed)             # those of vmap(unroll.make_step)
+    Plan(mode=partial(slopes, task, "relu"), train=partial(train, task, "relu"))
 
 A step of the look-ahead is v <- mu_t v + g(theta), theta <- theta - eta_t v. Let a and w be the
 derivatives of the last loss with respect to theta and v after a step, w so far only through later
@@ -13,6 +14,9 @@ steps. Going back through it:
 One gradient on the way out and one Hessian-vector product on the way back (``mlp_tape``), whatever
 the number of knobs. How eta_t and mu_t depend on phi is left to autograd, for all steps at once, so
 any parametrisation and any schedule will do. A test holds this to reverse mode.
+
+``train`` is the step of training between look-aheads, for all members as one product
+(``mlp_products``).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from learnopt.layout import Layout
+from learnopt.mlp_products import gradient_and_products, join, split
 from learnopt.mlp_tape import forward_backward, products
 from learnopt.optimizers import rate_and_momentum
 from learnopt.tasks import Task
@@ -49,6 +54,27 @@ def slopes(
     cotangents = torch.stack([cotangent for cotangent, _ in found], dim=2)
     by_name = torch.autograd.grad(knobs, logs.values(), cotangents, materialize_grads=True)
     return dict(zip(phi, by_name, strict=True)), torch.stack([loss for _, loss in found])
+
+
+def train(
+    task: Task, activation: str, phi: Phi, carry, feed, factor: Callable | None = None
+):  # fmt: skip
+    """The carry of m members one step further on ``feed.train``, which they share.
+
+    As ``vmap(unroll.make_step(task, momentum()))``, or of it scheduled; ``feed.score`` is not
+    looked at. phi: each ``(m,)`` or ``()``, at least one of them ``(m,)``.
+    """
+    inner = carry.state["inner"] if factor else carry.state
+    steps = carry.state["step"] if factor else None
+    rate, mu = _knobs(phi, 1, factor, steps)[0, :, :, None]
+    rows = split(task.layout, carry.theta[:, None])
+    gradient = join(gradient_and_products(activation, rows, *feed.train)[0])[:, 0]
+    velocity = gradient.addcmul_(inner["velocity"], mu)
+    theta = torch.addcmul(carry.theta, velocity, rate, value=-1)
+    state = {"velocity": velocity}
+    if factor:
+        state = {"step": steps + 1, "inner": state}
+    return carry._replace(theta=theta, state=state)
 
 
 def _knobs(phi: Phi, n_steps: int, factor, steps: Tensor | None) -> Tensor:

@@ -36,13 +36,14 @@ def sobol(n: int, ranges: dict[str, tuple[float, float]], seed: int = 0) -> dict
 def losses_at(
     task: Task, opt: Optimizer, phis: dict[str, Tensor], theta: Tensor, batches: Sequence,
     horizons: Sequence[int], score: Callable, rate: Callable, checkpoint: Path | None = None,
-    parameters: dict | None = None,
+    parameters: dict | None = None, train: Callable | None = None,
 ) -> Tensor:  # fmt: skip
     """Losses ``(len(horizons), n)`` of n schedules, each run from ``theta`` ``(n_theta,)``.
 
     phis: name -> ``(n,)``. ``score(theta)`` is the loss of one run; ``rate(phi, t)`` the learning
     rates ``(n,)`` of step t, to find those that no longer move. With a checkpoint, an interrupted
-    pass goes on where it was; ``parameters`` tells one pass from another.
+    pass goes on where it was; ``parameters`` tells one pass from another. ``train`` is the step of
+    all runs, if there is a faster one than vmap's, as ``smd_mlp.train``.
     """
     (n,) = next(iter(phis.values())).shape
     begin = unroll.start(task, opt, theta)
@@ -54,7 +55,7 @@ def losses_at(
     told = {**(parameters or {}), "horizons": list(horizons), "n_points": n}
     if checkpoint is not None:
         state = checkpoints.load(checkpoint, told, tuple(state)) or state
-    step = vmap(unroll.make_step(task, opt), in_dims=(0, 0, None))
+    step = train or vmap(unroll.make_step(task, opt), in_dims=(0, 0, None))
     for t in range(state["t"], max(horizons) + 1):
         if t in horizons or t % EVERY == 0:
             state = _look({**state, "t": t}, phis, score, rate, horizons)
