@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from booktools import bench, costs_page, hyper_works, works
-from booktools.bench import Work
+from booktools.work import Work
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "data" / "results" / "bench.json"

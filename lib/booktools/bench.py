@@ -17,12 +17,10 @@ import importlib.metadata
 import json
 import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 # XLA reads this once, before jax is imported: one thread, as for the others
 os.environ.setdefault(
@@ -32,26 +30,12 @@ os.environ.setdefault(
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from booktools import costs_page
+from booktools import costs_page, hyper_works, works
+from booktools.work import Work
 from learnopt import atomic, provenance
 from learnopt.matmul import matmul
 
 PEERS = ("torchopt", "higher", "jax")
-
-
-class Work(NamedTuple):
-    """One work in several ways. A way is called without arguments and returns named tensors."""
-
-    name: str
-    title: str
-    ways: dict[str, Callable]  # the library's fast path first
-    peers: dict[str, Callable] = {}  # () -> way, or ImportError
-    others: dict[str, Callable] = {}  # ways to do something else, for comparison
-    units: dict[str, int] = {}  # how often a call of a way does the work, if not once
-    tolerance: float = 1e-3  # relative, in float32
-    counted: str = "windows"  # what the work is, many of it
-    facts: dict[str, float] = {}  # what else is to be known
-    rounds: int = 0  # fewer than asked for, where one takes long
 
 
 class Products(TorchDispatchMode):
@@ -152,8 +136,6 @@ def versions() -> dict[str, str]:
 
 
 def main() -> None:
-    from booktools import hyper_works, works
-
     every = works.WORKS | hyper_works.WORKS
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each work")
@@ -184,5 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault("booktools.bench", sys.modules["__main__"])  # one Work, not two
     main()

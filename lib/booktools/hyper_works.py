@@ -7,7 +7,7 @@ import torch
 from torch.func import vmap
 
 from booktools import peers_mlp
-from booktools.bench import Work
+from booktools.work import Work
 from booktools.works import classifier
 from learnopt import hypergrad, oho, oho_mlp, optimizers, smd, smd_mlp, unroll
 from learnopt.seeding import generator

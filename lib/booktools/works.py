@@ -6,7 +6,7 @@ import torch
 from torch.func import vmap
 
 from booktools import peers
-from booktools.bench import Work
+from booktools.work import Work
 from learnopt import (
     hypergrad,
     lstm_optimizer,
