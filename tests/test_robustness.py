@@ -43,10 +43,11 @@ def test_no_name_leads_out_of_its_folder():
 
 
 def test_a_full_disk_and_a_read_only_folder_lose_nothing(tmp_path):
-    full, read_only = tmp_path / "full", tmp_path / "read-only"
-    full.mkdir()
-    read_only.mkdir()
+    full, small, read_only = folders = [tmp_path / name for name in ("full", "small", "read-only")]
+    for folder in folders:
+        folder.mkdir()
     assert storage.full_disk(full).total() == 18
+    assert storage.small_disk(small).total() == 6
     assert storage.read_only(read_only).total() == 6
 
 

@@ -53,11 +53,12 @@ def faults(n_kills):
     """The same for disks that are full, folders that cannot be written, and kills."""
     counts = {}
     with tempfile.TemporaryDirectory() as name, mutations.tiny_data_set():
-        folders = [Path(name, what) for what in ("full", "read-only", "long", "batches")]
+        folders = [Path(name, what) for what in ("full", "small", "read-only", "long", "batches")]
         for folder in folders:
             folder.mkdir()
-        full, read_only, long, batches = folders
+        full, small, read_only, long, batches = folders
         counts["full disk"] = dict(storage.full_disk(full))
+        counts["full tmpfs"] = dict(storage.small_disk(small))
         counts["read-only folder"] = dict(storage.read_only(read_only))
         counts["long runs"] = dict(kills.long_runs(long, (n_kills + 1) // 2))
         print(table(counts), flush=True)

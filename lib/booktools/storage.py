@@ -1,16 +1,19 @@
 """Disks that are full and folders that cannot be written: what the writers do, and what is kept.
 
     counts = storage.full_disk(folder)       # Counter of the errors' names
+    counts = storage.small_disk(folder)
     counts = storage.read_only(folder)
 
 Every writer must raise its own kind of error, which names the file and a remedy, and leave every
-file as it was. A full disk is a limit on the size of files, which fails at a chosen byte.
+file as it was. A disk is full in two ways: by a limit on the size of files, which fails at a chosen
+byte, and as a real one, a small tmpfs with no byte free. That one takes the right to mount.
 """
 
 import contextlib
 import io
 import os
 import resource
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +22,8 @@ from booktools import bad_data, bad_files, batch, judge, ledger
 from learnopt import checkpoints, datasets, lstm_optimizer, records
 
 LIMITS = (0, 1, 100)  # bytes; every file written here is longer
+DISK_BYTES = 2**20
+NOT_TRIED = "not tried, no right to mount"
 FIRST = 1.0
 NOBODY = 65534  # a user without rights
 
@@ -92,6 +97,19 @@ def full_disk(folder):
     return counts
 
 
+def small_disk(folder):
+    """Every writer on a small disk without a free byte; NOT_TRIED where nothing can be mounted."""
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)]
+    try:
+        subprocess.run(["mount", *options], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return Counter({NOT_TRIED: len(WRITERS)})
+    try:
+        return Counter(_attempt(w, folder / f"{w.name} small", _filled(folder)) for w in WRITERS)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def read_only(folder):
     """Every writer in a folder that it may not write to."""
     folder.chmod(0o755)
@@ -132,6 +150,19 @@ def _full(limit):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def _filled(disk):
+    """The disk holds a file that leaves no room for another byte."""
+    filler = disk / "filler"
+    try:
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        yield
+    finally:
+        filler.unlink()
 
 
 @contextlib.contextmanager
