@@ -165,7 +165,8 @@ def kinds():
     """Each with its example."""
     return [
         Kind("record", records.RecordError, record(),
-             _pack_record, lambda folder: records.load(folder / RECORD), _use_record),
+             _pack_record, lambda folder: records.load(folder / RECORD), _use_record,
+             ("not the float32 arrays",)),
         Kind("data set", datasets.DatasetError, images(),
              _pack_images, lambda folder: datasets.load("tiny", folder), _use_images),
         Kind("checkpoint", checkpoints.CheckpointError, {"state": STATE, "parameters": SETTINGS},
