@@ -1,6 +1,7 @@
 """What ages a result: exactly the code that its run used, and its parameters; never prose."""
 
 import json
+import subprocess
 
 import chapter_maker
 import nbformat
@@ -102,6 +103,16 @@ def test_a_record_is_fresh_until_code_or_parameters_change(checkout, monkeypatch
     assert ages.of(record, checkout) == (ages.STALE, "parameters changed")
 
 
+def test_a_module_named_npz_is_code_and_no_input(checkout, monkeypatch):
+    module = checkout / "lib" / "learnopt" / "npz.py"
+    module.write_text("x = 1\n")
+    module.with_name("top.py").write_text("from learnopt.bottom import f\nimport learnopt.npz\n")
+    record = saved(checkout, monkeypatch)
+    assert ages.of(record, checkout).name == ages.FRESH
+    module.write_text("x = 2\n")
+    assert ages.of(record, checkout) == (ages.STALE, "code changed: learnopt.npz")
+
+
 def test_the_ledger_says_which_records_are_stale_and_why(checkout, monkeypatch):
     saved(checkout, monkeypatch)
     edit_cell(checkout, "y = 2 * top.f()")
@@ -120,6 +131,49 @@ def test_the_age_of_a_record_without_hashes_is_unknown(checkout, monkeypatch):
     record = saved(checkout, monkeypatch)
     del record.provenance["content"]
     assert ages.of(record, checkout).name == ages.UNKNOWN
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    run = subprocess.run(
+        ["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True
+    )
+    return run.stdout.strip()
+
+
+@pytest.fixture
+def older(checkout, monkeypatch):
+    """A record that names its commit and holds no hashes, in a checkout with that commit."""
+    git(checkout, "init", "-q")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "as it was")
+    record = saved(checkout, monkeypatch)
+    del record.provenance["content"]
+    record.provenance["commit"] = git(checkout, "rev-parse", "HEAD")
+    return record
+
+
+def test_an_older_record_is_as_old_as_the_files_of_its_commit(checkout, older):
+    assert ages.of(older, checkout) == (ages.FRESH, "")
+    edit_cell(checkout, "# a better sentence\ny = top.f()")
+    assert ages.of(older, checkout).name == ages.FRESH
+    edit_cell(checkout, "y = 2 * top.f()")
+    why = f"since commit {older.provenance['commit'][:7]} code changed: notebook"
+    assert ages.of(older, checkout) == (ages.STALE, why)
+
+
+def test_an_older_record_with_a_parameter_set_by_hand_is_compared_with_it(checkout, older):
+    text = "preset: paper\nlr: 1.0"
+    chapter_maker.write_preset(checkout / "notebooks", "01_small", "paper", text)
+    assert ages.of(older, checkout).name == ages.STALE
+    assert ages.of(older._replace(parameters={"lr": 0.7}), checkout).name == ages.FRESH
+
+
+@pytest.mark.parametrize("change", ["+dirty", "0", None])
+def test_an_older_record_of_a_commit_that_git_lacks_is_of_unknown_age(checkout, older, change):
+    commit = older.provenance["commit"]
+    older.provenance["commit"] = {"0": "0" * 40, None: None}.get(change, f"{commit}{change}")
+    assert ages.of(older, checkout).name == ages.UNKNOWN
 
 
 @pytest.mark.parametrize("told", [{"hashes": 3}, {"hashes": {}}, {"overrides": []}, {"seed": {}}])

@@ -4,10 +4,17 @@
 
 A record of a batch says which hashes its run had (content.py). A change of the chapter's code, of
 a module that it imports, of its preset or of its parameters cell makes it stale: the claims are
-still decided by it, and `make ledger` says that it is. Older records say nothing: age unknown.
+still decided by it, and `make ledger` says that it is. Older records name only the commit that made
+them: their hashes are those of its files, where git has it. Else their age is unknown.
 """
 
+import functools
+import io
+import subprocess
 import sys
+import tempfile
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 from booktools import chapters, content, plan, presets
@@ -25,9 +32,11 @@ class Age(NamedTuple):
 def of(record, root):
     """The Age of a Record, for the checkout in folder `root`."""
     told = record.provenance.get("content")
+    by_commit = told is None and from_git(record, root)
+    told = by_commit or told
     hashes = told.get("hashes") if told else None
     if not isinstance(hashes, dict):
-        return Age(UNKNOWN, "it does not say which code made it")
+        return Age(UNKNOWN, "it does not say which code made it, or git does not have that")
     if told.get("mixed"):
         return Age(STALE, "its run went on from checkpoints of other code")
     notebook = root / "notebooks" / f"{record.chapter}.ipynb"
@@ -38,14 +47,54 @@ def of(record, root):
         now = content.of(notebook, plan.told(notebook, values), root / "lib" / "learnopt")
     except (InputError, OSError, TypeError) as error:
         return Age(STALE, f"its chapter cannot be read: {error}")
-    known = {name: value for name, value in hashes.items() if not name.endswith(".npz")}
+    known = {name: value for name, value in hashes.items() if not content.is_input(name)}
     shipped = root / "lib" / "learnopt" / "trained"
     for name in hashes.keys() - known.keys():  # a trained optimizer: see needs.py
         if (shipped / name).is_file():
             known[name] = hashes[name]
             now[name] = content.digest([(shipped / name).read_bytes().hex()])
     why = content.changes(known, now)
+    if why and by_commit:
+        why = f"since commit {record.provenance['commit'][:7]} {why}"
     return Age(STALE, why) if why else Age(FRESH, "")
+
+
+def from_git(record, root):
+    """What a record of a batch would say (provenance.content), from its commit; None if unknown.
+
+    A parameter that the record gives, and the preset gave otherwise, was set by hand.
+    """
+    files = _files(root, record.provenance["commit"], record.chapter)
+    if files is None:
+        return None
+    folder = Path(files.name)
+    notebook = folder / "notebooks" / f"{record.chapter}.ipynb"
+    seed = record.provenance["seed"]
+    try:
+        values = presets.load(notebook, record.preset, chapters.parameters(notebook))
+        values = plan.told(notebook, values | {"seed": seed, "preset": record.preset})
+        given = {k: v for k, v in record.parameters.items() if values.get(k, v) != v}
+        hashes = content.of(notebook, values | given, folder / "lib" / "learnopt")
+    except (InputError, OSError):
+        return None
+    return {"hashes": hashes, "overrides": given, "seed": seed, "mixed": False}
+
+
+@functools.cache  # the folder lives as long as the cache
+def _files(root, commit, chapter):
+    """A temporary folder with the library and the chapter as of a commit; None if git lacks it.
+
+    A commit with local changes ('+dirty') is none that git knows.
+    """
+    paths = ["lib/learnopt", f"notebooks/{chapter}.ipynb", "notebooks/presets"]
+    command = ["git", "-C", root, "archive", "--format=zip", commit or "", "--", *paths]
+    try:
+        packed = subprocess.run(command, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    folder = tempfile.TemporaryDirectory()
+    zipfile.ZipFile(io.BytesIO(packed)).extractall(folder.name)
+    return folder
 
 
 def report(root):

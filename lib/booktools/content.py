@@ -116,6 +116,11 @@ def digest(texts):
     return found.hexdigest()[:16]
 
 
+def is_input(name):
+    """Whether a name of a fingerprint is that of a trained optimizer, and not of a module npz."""
+    return name.endswith(".npz") and not name.startswith(f"{LIBRARY}.")
+
+
 def changes(before, now, told_before=None, told_now=None):
     """In words, what differs between two results of `of`; '' if nothing does.
 
@@ -129,7 +134,7 @@ def changes(before, now, told_before=None, told_now=None):
         names = [k for k in {**old, **new} if old.get(k) != new.get(k)] if old and new else []
         pairs = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
         parts.append(f"parameters changed: {', '.join(pairs)}".removesuffix(": "))
-    files = [k for k in moved if k.endswith(".npz")]
+    files = [k for k in moved if is_input(k)]
     code = [k for k in moved if k != PARAMETERS and k not in files]
     if code:
         more = f" and {len(code) - MAX_NAMES} more" if len(code) > MAX_NAMES else ""
