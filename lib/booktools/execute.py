@@ -110,7 +110,7 @@ def run_job(folder, notebooks=None, wait_seconds=float("inf")):
             os.dup2(log.fileno(), 2)
         try:
             job |= {"notebook": str(notebook.resolve())}  # where this machine has it
-            environment = begin(folder, job, fingerprint)
+            environment, told = begin(folder, job, fingerprint)
             environment |= needs.bring(need, plan.DONE, folder) if need else {}
             target = folder / notebook.name
             seconds = execute(notebook, target, job["values"], environment)
@@ -118,21 +118,26 @@ def run_job(folder, notebooks=None, wait_seconds=float("inf")):
             plan.write_json(folder / plan.FAILED, {"error": describe(error)})
             print(error, file=sys.stderr)
             return False
-        result = job | {"fingerprint": fingerprint, "seconds": round(seconds, 3)}
+        result = job | {"fingerprint": fingerprint, "seconds": round(seconds, 3)} | told
         plan.write_json(folder / plan.DONE, result)
         return True
 
 
 def begin(folder, job, fingerprint):
-    """Mark the run as started; return what its notebook is told through the environment."""
+    """Mark the run as started: what its notebook is told through the environment, and the past.
+
+    The past: how many attempts with this one, and the seconds of the earlier ones.
+    """
+    mark = plan.begin(folder, job, fingerprint)
+    told = {name: mark[name] for name in ("attempts", "earlier_seconds")}
     content = {
         "hashes": fingerprint,
         "overrides": job.get("overrides", {}),
         "seed": job["seed"],
-        "mixed": plan.begin(folder, job, fingerprint),
-    }
+        "mixed": mark["mixed"],
+    } | told
     atomic.write({folder / plan.VERSIONS: provenance.installed().encode()})
-    return {"LEARNOPT_RUN_DIR": str(folder), "LEARNOPT_CONTENT": json.dumps(content)}
+    return {"LEARNOPT_RUN_DIR": str(folder), "LEARNOPT_CONTENT": json.dumps(content)}, told
 
 
 def main(folder, notebooks=None, wait="yes"):

@@ -25,7 +25,7 @@ import psutil
 from learnopt import meta_train, records, tasks, unroll
 
 LONGEST_SECONDS = 14  # a kill comes at a moment between 0 and this after the start
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 900  # the machine may be busy
 PARAMETERS = """\
 seed: int = 0
 preset: str = "quick"

@@ -103,9 +103,13 @@ def state(run):
 
 def checkpoints(folder, notebook):
     """The files that a chapter has put into the folder of its run, other than records."""
-    ours = NO_CHECKPOINT | {notebook.name}
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return [p for p in paths if p.relative_to(folder).parts[0] not in ours and p.suffix != ".tmp"]
+    return [path for path in written(folder) if path != folder / notebook.name]
+
+
+def written(folder):
+    """The same, and the executed notebook."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return [path for path in paths if path.relative_to(folder).parts[0] not in NO_CHECKPOINT]
 
 
 def done(folder, fingerprint):
@@ -117,10 +121,12 @@ def done(folder, fingerprint):
 
 
 def begin(folder, job, fingerprint):
-    """Mark a run as started; return whether it goes on with checkpoints of other code.
+    """Mark a run as started; return what is new in the mark.
 
-    Raises InputError if it would, and nobody asked for that.
+    mixed: whether it goes on with checkpoints of other code. earlier_seconds: how long its earlier
+    attempts went on, together. Raises InputError if it would be mixed, and nobody asked for that.
     """
+    earlier = earlier_seconds(folder)
     started = read_json(folder / STARTED) or {"fingerprint": fingerprint}
     is_other = started.get("fingerprint") != fingerprint
     if is_other and not job.get("go_on"):
@@ -130,11 +136,24 @@ def begin(folder, job, fingerprint):
         "fingerprint": fingerprint,
         "mixed": is_other or bool(started.get("mixed")),
         "attempts": attempts + 1 if isinstance(attempts, int) else 1,
+        "earlier_seconds": round(earlier, 3),
         "machine": socket.gethostname(),
     }
     (folder / FAILED).unlink(missing_ok=True)
     write_json(folder / STARTED, job | told)
-    return told["mixed"]
+    return told
+
+
+def earlier_seconds(folder):
+    """From the start of each earlier attempt to the last file that it is known to have written."""
+    started = read_json(folder / STARTED)
+    if started is None:
+        return 0.0
+    begun = (folder / STARTED).stat().st_mtime
+    spent = max((path.stat().st_mtime - begun for path in written(folder)), default=0.0)
+    before = started.get("earlier_seconds")
+    is_sound = isinstance(before, float) and 0 <= before < 1e9  # the file may be damaged
+    return max(spent, 0.0) + (before if is_sound else 0.0)
 
 
 def running_seconds(folder):
