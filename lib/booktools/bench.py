@@ -1,8 +1,10 @@
 """Time the library's hot paths side by side: `make bench`, or `python -m booktools.bench`.
 
 Every work of ``booktools.works`` and ``booktools.hyper_works`` is done in several ways in turn,
-A B A B ..., on one thread. A ratio is the CPU time of a way over that of the library's own fast
-path in the same round (CPU time, so that a busy machine distorts it less): median, lowest, highest.
+A B A B ..., on one thread; each turn once untimed, so that no way starts with its memory pushed out
+by the one before, and once timed. A ratio is the CPU time of a way over that of the library's own
+fast path in the same round (CPU time, so that a busy machine distorts it less): median, lowest,
+highest.
 A way must give the same numbers before it is timed. The machine's own limit is measured in the same
 run: large matrix products, in operations a second, by the faster of two libraries; and of each fast
 path the part of its time that goes into matrix products, and how far it is from doing those at the
@@ -102,6 +104,7 @@ def measure(work: Work, rounds: int, rate: float) -> dict:
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
+            way()
             spent[name].append(seconds(way) / work.units.get(name, 1))
     first, *rest = ways
     rows = []

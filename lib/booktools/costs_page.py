@@ -22,8 +22,9 @@ look-ahead of stochastic meta-descent. `make bench` times each of them against t
 against other libraries; and it times many runs in one batched pass against as many runs one after
 another.
 
-How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread. A
-ratio is the processor time of a way over that of the library's fast path in the same round: above 1
+How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread,
+each turn once untimed and once timed, so that no way starts with the memory of another. A ratio is
+the processor time of a way over that of the library's fast path in the same round: above 1
 the fast path is faster. Given are the median over the rounds, the lowest and the highest. A way
 must give the same numbers first, in single precision. Rows in *italics* do something else and are
 there for comparison. Absolute times belong to the machine: measure yours with `make bench`.
