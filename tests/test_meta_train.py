@@ -70,6 +70,35 @@ def test_the_window_gradient_equals_reverse_mode(rule, n_tasks):
     assert losses.shape == (len(window.weights), n_tasks)
 
 
+@pytest.mark.parametrize("inputs", ["log", "rnnprop"])
+def test_the_window_gradient_equals_reverse_mode_on_the_network_of_the_thesis(inputs):
+    draw = generator(0, "images")
+    x = torch.rand(4, 8, 784, generator=draw, dtype=F64)
+    y = torch.randint(0, 10, (4, 8), generator=draw)
+    batches = list(zip(x, y, strict=True))
+    task = tasks.mlp([784, 20, 10], batches=lambda _, n: batches[:n], dtype=F64)
+    opt, phi = lstm_optimizer.lstm(inputs, 0.1), lstm_optimizer.init_phi(inputs, draw, F64)
+    runs = unroll.draw_runs(task, 1, 4, seed=0)
+    start = unroll.start(task, opt, runs.theta[0])
+    window = windows("deepmind", 3, 3)[0]
+    found, end, _ = meta_train.window_gradient(
+        lstm_window.Window(inputs, 0.1, 3, 15_910, F64),
+        meta_train.task_gradients(task, 1),
+        phi,
+        start,
+        [feed.train for feed in runs.feeds()],
+        window.weights,
+    )
+
+    step = unroll.make_step(task, opt, second_order=False)
+    pairs = zip(batches, batches[1:], window.weights, strict=False)
+    expected, last = hypergrad.reverse(step, phi, start, [unroll.Feed(*feed) for feed in pairs])
+    for name in phi:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-14)
+        assert found[name].norm() > 1e-8
+    torch.testing.assert_close(end.theta, last.theta, rtol=1e-12, atol=1e-15)
+
+
 def test_the_thesis_first_window_has_a_zero_gradient():
     task = tasks.quadratic()
     settings = SMALL._replace(rule="thesis", n_steps=1, n_unroll=5)
