@@ -26,6 +26,7 @@ from learnopt import atomic, provenance
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
+START_SECONDS = 600  # until a kernel must answer; on a busy machine a minute is too short
 MAX_SOCKET_PATH = 100  # bytes; the system allows 104 to 108
 
 
@@ -77,6 +78,7 @@ def execute(source, target, values, extra_environment=()):
             kernel_manager_class=ThisInterpreter,
             config=config,
             progress_bar=False,
+            start_timeout=START_SECONDS,
             cwd=str(source.resolve().parent),
         )
     return time.perf_counter() - start

@@ -81,7 +81,8 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
         _assert_kept(before)
     last = _start(folder, f"{n_rounds}", n_seeds)
     _read_until(last, time.monotonic() + PATIENCE_SECONDS, folder, counts)
-    assert whole.wait(PATIENCE_SECONDS) == last.wait(1) == 0, (folder / "log").read_text()[-2000:]
+    codes = whole.wait(PATIENCE_SECONDS), last.wait(1)
+    assert codes == (0, 0), f"exit codes {codes}: {_complaints(folder)}"
     expected = _results(folder / "resultswhole")
     assert len(expected) == 2 * n_chapters * n_seeds
     for number in range(1, n_rounds + 1):
@@ -141,6 +142,12 @@ def _read_until(process, deadline, folder, counts):
                 # Absent while it is replaced, which a reader takes for no record
                 assert "No such file" in str(error), error
         time.sleep(0.1)
+
+
+def _complaints(folder):
+    """What the batches have said of runs that did not finish."""
+    lines = (folder / "log").read_text().splitlines()
+    return [line for line in lines if line.startswith(("FAILED", "ENDED", "NOT", "batch:"))]
 
 
 def _finished(runs):
