@@ -18,7 +18,7 @@ import nbformat
 import psutil
 import pytest
 
-from booktools import batch, collect, lock, plan, progress, rounds
+from booktools import batch, collect, execute, lock, plan, progress, rounds
 from booktools.chapters import InputError
 from learnopt import records
 
@@ -241,6 +241,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, monkeypatch, capsys)
     chapter_maker.write(tmp_path / "notebooks", "01_small")
     assert batch.main(["--seeds", "x", "--jobs", "-1", "-p", "lr", "?", "-p", "a", "b"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", 3.5])
+def test_a_device_that_is_not_here_is_refused_before_the_chapter_starts(name):
+    execute.check_device("cpu")
+    with pytest.raises(InputError, match="device must be one that torch can use here, not"):
+        execute.check_device(name)
 
 
 def test_the_seconds_of_earlier_attempts_are_added_up(tmp_path):

@@ -111,6 +111,7 @@ def run_job(folder, notebooks=None, wait_seconds=float("inf")):
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         try:
+            check_device(job["parameters"].get("device", "cpu"))
             job |= {"notebook": str(notebook.resolve())}  # where this machine has it
             environment, told = begin(folder, job, fingerprint)
             environment |= needs.bring(need, plan.DONE, folder) if need else {}
@@ -123,6 +124,20 @@ def run_job(folder, notebooks=None, wait_seconds=float("inf")):
         result = job | {"fingerprint": fingerprint, "seconds": round(seconds, 3)} | told
         plan.write_json(folder / plan.DONE, result)
         return True
+
+
+def check_device(name):
+    """Raise InputError if torch cannot use the device here: a chapter would find out at its end."""
+    if name == "cpu":
+        return
+    import torch  # slow to import
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all three
+        reason = str(error).partition("\n")[0]
+        message = f"device must be one that torch can use here, not {name!r}: {reason}"
+        raise InputError(message) from None
 
 
 def begin(folder, job, fingerprint):
