@@ -103,6 +103,18 @@ def test_a_record_is_fresh_until_code_or_parameters_change(checkout, monkeypatch
     assert ages.of(record, checkout) == (ages.STALE, "parameters changed")
 
 
+def test_cells_that_show_recorded_runs_make_no_result(checkout):
+    before = hashes(checkout)
+    path = checkout / "notebooks" / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    shown = "from learnopt import aside\nfound = records.find('01_small')"
+    notebook.cells += [nbformat.v4.new_code_cell(s) for s in (shown, "print(found)")]
+    nbformat.write(notebook, path)
+    assert hashes(checkout) == before
+    edit_cell(checkout, "y = 2 * top.f()")
+    assert hashes(checkout) != before
+
+
 def test_a_module_named_npz_is_code_and_no_input(checkout, monkeypatch):
     module = checkout / "lib" / "learnopt" / "npz.py"
     module.write_text("x = 1\n")
@@ -160,6 +172,18 @@ def test_an_older_record_is_as_old_as_the_files_of_its_commit(checkout, older):
     edit_cell(checkout, "y = 2 * top.f()")
     why = f"since commit {older.provenance['commit'][:7]} code changed: notebook"
     assert ages.of(older, checkout) == (ages.STALE, why)
+
+
+def test_hashes_of_an_older_kind_are_checked_against_the_files_of_the_commit(checkout, older):
+    values = plan.told(checkout / "notebooks" / "01_small.ipynb", {"seed": 1, "preset": "paper"})
+    then = hashes(checkout, **values) | {"notebook": "0" * 16, "learnopt.top": "1" * 16}
+    told = {"hashes": then, "overrides": {}, "seed": 1, "mixed": False}
+    older.provenance["content"] = told
+    assert ages.of(older, checkout) == (ages.FRESH, "")
+    edit_cell(checkout, "y = 2 * top.f()")
+    assert ages.of(older, checkout).name == ages.STALE
+    older.provenance["content"] = told | {"mixed": True}
+    assert ages.of(older, checkout).name == ages.STALE
 
 
 def test_an_older_record_with_a_parameter_set_by_hand_is_compared_with_it(checkout, older):

@@ -54,6 +54,10 @@ def of(record, root):
             known[name] = hashes[name]
             now[name] = content.digest([(shipped / name).read_bytes().hex()])
     why = content.changes(known, now)
+    if why and not by_commit and (then := from_git(record, root)):
+        # content.py may have hashed code differently when the record was made
+        code = {k: v for k, v in then["hashes"].items() if k != content.PARAMETERS}
+        why = content.changes(known | code, now)
     if why and by_commit:
         why = f"since commit {record.provenance['commit'][:7]} {why}"
     return Age(STALE, why) if why else Age(FRESH, "")

@@ -2,13 +2,15 @@
 
 The code is that of the notebook and of the modules of the library that it imports, directly or
 through one another. Comments, docstrings, markdown and layout are left out, so that a better
-sentence does not age a week of runs; the parameters cell is, since its values are hashed.
+sentence does not age a week of runs; the parameters cell is, since its values are hashed. So are
+the cells from the first one on that looks up recorded runs: they show results and make none.
 """
 
 import ast
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,6 +19,7 @@ from booktools import chapters
 
 LIBRARY = "learnopt"
 PARAMETERS, NOTEBOOK = "parameters", "notebook"
+LOOKS_UP = "records.find("
 MAX_NAMES = 5  # of changed files in a line
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
@@ -47,7 +50,7 @@ def modules(library, names):
 
 
 def code_of_notebook(path):
-    """The hash of the code cells, and the names that they import from the library."""
+    """The hash of the cells that make results, and the names that they import from the library."""
     return _code_of_notebook(path, path.stat().st_mtime_ns if path.is_file() else None)
 
 
@@ -58,6 +61,7 @@ def _code_of_notebook(path, _changed):
         for cell in chapters.read(path).cells
         if cell.cell_type == "code" and "parameters" not in chapters.tags(cell)
     ]
+    cells = list(itertools.takewhile(lambda source: LOOKS_UP not in source, cells))
     names = [name for cell in cells for name in imported(cell)]
     return digest([without_prose(cell) for cell in cells]), names
 

@@ -6,7 +6,7 @@
 import ast
 import re
 
-from booktools import chapters, normalise, presets
+from booktools import chapters, content, normalise, presets
 from booktools.chapters import InputError, Parameter
 
 REPOSITORY = "optimizers-that-learn/optimizers-that-learn"
@@ -72,6 +72,10 @@ def _checks_and_closing(cells):
         yield "no cell is tagged 'check'; at least one must be, with an assert"
     if not all(re.search(r"\bassert|\bassert_close", cell.source) for cell in checks):
         yield "a cell is tagged 'check' and asserts nothing"
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    looks_up = [content.LOOKS_UP in source for source in sources]
+    if True in looks_up and any("records.save" in s for s in sources[looks_up.index(True) :]):
+        yield "records are looked up (records.find) before the last one is saved (records.save)"
     if cells[-1].cell_type != "markdown":
         yield "the last cell must be markdown"
     for what, pattern in CLOSING.items():
