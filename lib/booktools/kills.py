@@ -9,6 +9,7 @@ if a process outlives a kill, or if the results differ from those of the same wo
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -24,7 +25,8 @@ import psutil
 
 from learnopt import meta_train, records, tasks, unroll
 
-LONGEST_SECONDS = 14  # a kill comes at a moment between 0 and this after the start
+LONGEST_SECONDS = 14  # a kill comes at a moment between 0 and this after the start of a batch,
+RUN_SECONDS = 3  # or between 0 and this after the start of a run
 PATIENCE_SECONDS = 900  # the machine may be busy
 PARAMETERS = """\
 seed: int = 0
@@ -57,8 +59,9 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
     """Kill batches until there were n_kills kills; Counter of what happened.
 
     Every other kill hits the batch's process group alone, as a user would; the others hit all its
-    processes at once, as when the machine goes down. A batch that has finished is followed by one
-    in a fresh folder. The batch to compare with runs beside them, undisturbed.
+    processes at once, as when the machine goes down. Half of the kills come when a run has begun. A
+    batch that has finished is followed by one in a fresh folder. The batch to compare with runs
+    beside them, undisturbed.
     """
     _write_book(folder, n_chapters)
     moments, counts = random.Random(random_seed), Counter()
@@ -68,7 +71,9 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
     while counts["kills"] < n_kills:
         before = _finished(folder / f"runs{n_rounds}")
         batch = _start(folder, f"{n_rounds}", n_seeds)
-        _read_until(batch, time.monotonic() + moments.uniform(0, longest), folder, counts)
+        is_early = counts["kills"] % 4 < 2
+        seconds = moments.uniform(0, longest if is_early else RUN_SECONDS)
+        _read_for(batch, seconds, folder, counts, None if is_early else folder / f"runs{n_rounds}")
         if batch.poll() is None:
             _kill(batch, everything=counts["kills"] % 2 == 1)
             counts["kills"] += 1
@@ -80,7 +85,7 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
             longest = max(longest, time.monotonic() - started)  # the machine may be slow
         _assert_kept(before)
     last = _start(folder, f"{n_rounds}", n_seeds)
-    _read_until(last, time.monotonic() + PATIENCE_SECONDS, folder, counts)
+    _read_for(last, PATIENCE_SECONDS, folder, counts)
     codes = whole.wait(PATIENCE_SECONDS), last.wait(1)
     assert codes == (0, 0), f"exit codes {codes}: {_complaints(folder)}"
     expected = _results(folder / "resultswhole")
@@ -128,9 +133,16 @@ def _kill(process, everything):
     assert not alive, f"outlived the batch: {alive}"
 
 
-def _read_until(process, deadline, folder, counts):
-    """Read every record there is, again and again, while the batch writes them."""
-    while process.poll() is None and time.monotonic() < deadline:
+def _read_for(process, seconds, folder, counts, runs=None):
+    """Read every record there is, again and again, while the batch writes them.
+
+    With a folder of runs, the seconds count from the moment at which one of them begins.
+    """
+    begun = runs and _begun(runs)
+    end = math.inf if runs else time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        if end == math.inf and _begun(runs) > begun:
+            end = time.monotonic() + seconds
         for path in [
             *folder.glob("results*/*/*.json"),
             *folder.glob("runs*/*/*/*/records/*/*.json"),
@@ -154,6 +166,10 @@ def _finished(runs):
     """What must never change again: {path: bytes} of done.json, and how often the run started."""
     paths = [p for done in runs.glob("*/*/*/done.json") for p in (done, done.with_name("starts"))]
     return {path: path.read_bytes() for path in paths}
+
+
+def _begun(runs):
+    return sum(path.read_text().count("start") for path in runs.glob("*/*/*/starts"))
 
 
 def _under_way(runs):
