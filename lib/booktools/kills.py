@@ -77,7 +77,7 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
         if batch.poll() is None:
             _kill(batch, everything=counts["kills"] % 2 == 1)
             counts["kills"] += 1
-            counts["finished runs at a kill"] += len(_finished(folder / f"runs{n_rounds}"))
+            counts["finished runs at a kill"] += len(_finished(folder / f"runs{n_rounds}")) // 2
             counts["runs under way at a kill"] += _under_way(folder / f"runs{n_rounds}")
         else:
             n_rounds += 1
