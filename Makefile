@@ -21,7 +21,7 @@ export MKL_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book html test notebooks smoke batch bench robustness ledger browser clean
+.PHONY: help setup book html test notebooks smoke batch bench robustness times ledger browser clean
 
 help: ## list the targets
 	@echo "make TARGET; the first call installs everything into $(VENV) (PYTHON=... chooses the interpreter)"
@@ -76,6 +76,11 @@ bench: ## time the library's hot paths against other libraries, in an environmen
 
 robustness: $(STAMP) ## kills, damaged files, full disks, at full count; write data/results/robustness.json
 	$(PY) -m booktools.robustness --write data/results/robustness.json $(ARGS)
+	$(PY) -m booktools.tested_page
+
+times: $(STAMP) ## measure the processor time of chapters at smoke and quick; write data/results/times.json
+	$(PY) -m booktools.times --write data/results/times.json $(ARGS) $(CHAPTERS)
+	$(PY) -m booktools.tested_page
 
 ledger: $(STAMP) ## decide every claim from the records; write book/replication.md and data/ledger.json
 	$(PY) -m booktools.ledger

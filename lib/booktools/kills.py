@@ -50,8 +50,8 @@ while state["done"] < n_steps:
     state = {"x": x, "done": state["done"] + 1, "losses": losses}
     checkpoints.save(run / "run.pt", state, told)
     time.sleep(0.05)
-records.save(NAME, f"quick-seed{seed}", parameters=told, metrics={"last": losses[-1]},
-             curves={"loss": losses}, seed=seed, device="cpu", seconds=0, preset=preset,
+records.save(NAME, f"quick-seed{seed}", parameters=told, metrics={"last": state["losses"][-1]},
+             curves={"loss": state["losses"]}, seed=seed, device="cpu", seconds=0, preset=preset,
              root=run / "records")"""
 
 
@@ -77,8 +77,8 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
         if batch.poll() is None:
             _kill(batch, everything=counts["kills"] % 2 == 1)
             counts["kills"] += 1
-            counts["finished runs at a kill"] += len(_finished(folder / f"runs{n_rounds}")) // 2
-            counts["runs under way at a kill"] += _under_way(folder / f"runs{n_rounds}")
+            counts["finished runs kept"] += len(_finished(folder / f"runs{n_rounds}")) // 2
+            counts["runs cut short"] += _under_way(folder / f"runs{n_rounds}")
         else:
             n_rounds += 1
         if whole.poll() is not None and longest == LONGEST_SECONDS:
