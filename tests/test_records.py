@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +82,18 @@ def test_provenance_says_who_ran_what_where_and_when(tmp_path):
     assert found["device_name"] and found["platform"]
     assert "T" in found["date"] and found["date"].endswith("+00:00")
     assert found["versions"]["torch"] in provenance.line(found)
+
+
+def test_every_stored_result_has_its_list_of_packages():
+    root = Path(__file__).resolve().parents[1] / "data" / "results"
+    texts = {path: path.read_text() for path in root.rglob("*.json")}
+    named = {path: set(re.findall(r'"lock": "(\w+)"', text)) for path, text in texts.items()}
+    assert len(set().union(*named.values())) > 0
+    for path, locks in named.items():
+        for lock in locks:
+            packages = root / "versions" / f"{lock}.txt"
+            assert packages.is_file(), f"{path} names {packages}, which is missing"
+            assert provenance.lock(packages.read_text()) == lock
 
 
 def test_the_commit_is_unknown_outside_a_checkout_unless_told(tmp_path, monkeypatch):

@@ -164,6 +164,8 @@ def main() -> None:
         kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
         kept |= {"peers": versions(), "provenance": origin}
         text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
+        packages = arguments.write.parent / "versions" / f"{origin['versions']['lock']}.txt"
+        atomic.write({packages: provenance.installed().encode()})
         atomic.write({arguments.write: text.encode()})
         costs_page.write()
 

@@ -24,10 +24,10 @@ another.
 
 How it is measured. All ways of a work run in turn, A B A B ..., in one process and on one thread,
 each turn once untimed and once timed, so that no way starts with the memory of another. A ratio is
-the processor time of a way over that of the library's fast path in the same round: above 1
-the fast path is faster. Given are the median over the rounds, the lowest and the highest. A way
-must give the same numbers first, in single precision. Rows in *italics* do something else and are
-there for comparison. Absolute times belong to the machine: measure yours with `make bench`.
+the processor time of a way over that of the library's fast path in the same round: above 1 the fast
+path is faster. Given are the median over the rounds, the lowest and the highest. A way must give
+the same numbers first, in single precision. Rows in *italics* do something else and are there for
+comparison. Absolute times belong to the machine: measure yours with `make bench`.
 
 The processor's own limit is measured in the same run, as the rate of large matrix products on one
 thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. The better of the two
@@ -69,13 +69,9 @@ networks on a processor.""",
 CHAPTERS = """\
 ## The chapters
 
-What each chapter takes at its quick preset, on one thread of the machine that built this site:
-
-```{nb-exec-table}
-```
-
-Recorded runs at the paper's scale say themselves how long they took, in the `seconds` of their
-[records](batch.md).
+[What was tried](tested.md) has the processor time of every chapter, [Status](status.md) how long
+each took when this site was built. Recorded runs at the paper's scale say themselves how long they
+took, in the `seconds` of their [records](batch.md).
 """
 
 

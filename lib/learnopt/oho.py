@@ -11,7 +11,7 @@ gradient descent with rate eta and weight decay lambda, A = d theta / d eta, B =
     theta <- theta - eta (g + lambda theta)                     g, H: gradient and Hessian of the
     A <- A - eta (H A + lambda A) - (g + lambda theta)          training batch's loss at the old
     B <- B - eta (H B + lambda B) - eta theta                   theta
-    eta <- eta - alpha <grad L_V(theta), A>                        V: a validation batch; new theta
+    eta <- eta - alpha <grad L_V(theta), A>                     V: a validation batch; new theta
     lambda <- lambda - alpha' <grad L_V(theta), B>
 
 All right sides hold old values, except in the last two lines. With alpha = alpha' = 0 the products
