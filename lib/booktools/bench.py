@@ -32,7 +32,7 @@ os.environ.setdefault(
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from booktools import costs_page, hyper_works, works
+from booktools import collect, costs_page, hyper_works, works
 from booktools.work import Work
 from learnopt import atomic, provenance
 from learnopt.matmul import matmul
@@ -164,8 +164,7 @@ def main() -> None:
         kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
         kept |= {"peers": versions(), "provenance": origin}
         text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
-        packages = arguments.write.parent / "versions" / f"{origin['versions']['lock']}.txt"
-        atomic.write({packages: provenance.installed().encode()})
+        collect.keep_packages(arguments.write.parent, provenance.installed())
         atomic.write({arguments.write: text.encode()})
         costs_page.write()
 

@@ -31,9 +31,13 @@ def collect(runs, root=None):
     for run in runs:
         packages = run.folder / plan.VERSIONS
         if packages.is_file() and any(target.parent.name == run.notebook.stem for target in found):
-            text = packages.read_text()
-            atomic.write({root / "versions" / f"{provenance.lock(text)}.txt": text.encode()})
+            keep_packages(root, packages.read_text())
     for target, path in found.items():
         curves = path.with_suffix(".npz").read_bytes()
         atomic.write({target.with_suffix(".npz"): curves, target: path.read_bytes()})
     return sorted(found)
+
+
+def keep_packages(root, text):
+    """Write a lock file (provenance.installed) to where the results in folder `root` name it."""
+    atomic.write({root / "versions" / f"{provenance.lock(text)}.txt": text.encode()})

@@ -30,7 +30,8 @@ KILLS = """\
 |---|---|---|
 | A batch that was killed, given again, loses and repeats no finished run, and ends with the \
 records of one that was not killed. | {kills} batches killed (SIGKILL) at random moments, \
-every other one with all its processes at once{moments} | {compared} records equal in all but \
+every other one with all its processes at once; {kept} finished runs and {cut} under way at \
+these moments | {compared} records equal in all but \
 their provenance |
 | Who reads a record while it is written finds all of it, or none. | {read:,} readings meanwhile | \
 each whole |
@@ -135,18 +136,11 @@ def _kills(counts):
     numbers = {name: sum(counts[what].values()) for name, what in faults.items()}
     said = {f"{name}_said": _outcomes(counts[what]) for name, what in faults.items()}
     return KILLS.format(
-        kills=batches["kills"], compared=batches["records compared"], moments=_moments(batches),
+        kills=batches["kills"], compared=batches["records compared"],
+        kept=batches["finished runs kept"], cut=batches["runs cut short"],
         read=batches["records read meanwhile"], long=long["kills"],
         after=long["kills after a checkpoint"], runs=long["runs compared"], **numbers, **said,
     )  # fmt: skip
-
-
-def _moments(batches):
-    """What the kills met. Older files counted finished runs otherwise."""
-    if "runs cut short" not in batches:
-        return f"; {batches['runs under way at a kill']} runs under way at these moments"
-    kept, cut = batches["finished runs kept"], batches["runs cut short"]
-    return f"; {kept} finished runs and {cut} under way at these moments"
 
 
 def _files(counts):
