@@ -13,7 +13,7 @@ FLOORS = [
     {"curves", "download"},
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
     {"lstm_optimizer", "unroll"},
-    {"hypergrad", "lstm_window", "mlp_products", "mlp_tape"},
+    {"hypergrad", "lstm_window", "mlp_products"},
     set("meta_train baselines noisy_quadratic smd smd_mlp surface".split())
     | {"oho", "oho_mlp", "oho_original"},
     {"curriculum", "oho_module"},

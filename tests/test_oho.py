@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.func import grad, vmap
+from torch.utils._pytree import tree_leaves
 
 from learnopt import hypergrad, oho, optimizers, tasks, unroll
 from learnopt.oho_mlp import MLP
@@ -238,6 +239,20 @@ def test_a_run_may_go_on_where_it_was():
     half, middle, _ = oho.run(learner, rule, half, middle, data[5:], begin=5)
     assert torch.equal(half["lr"], phi["lr"])
     assert torch.equal(learner.theta(middle), learner.theta(state))
+
+
+@pytest.mark.parametrize("b", [1, 2])
+def test_a_state_that_someone_holds_is_left_as_it_was(b):
+    task, data, rule = network(), feeds(4), oho.Rule({"lr": 1e-3}, reset_every=3)
+    learner, theta = MLP(task, "tanh"), starts(task, b)
+    held, phi = [], knobs([0.2] * b, [0.01] * b)
+
+    def record(_, phi, state):
+        held.append((tree_leaves(state), [leaf.clone() for leaf in tree_leaves(state)]))
+
+    oho.run(learner, rule, phi, learner.start(theta), data, record=record)
+    for leaves, kept in held:
+        assert all(torch.equal(a, b) for a, b in zip(leaves, kept, strict=True))
 
 
 def test_a_diverged_run_leaves_its_neighbours_alone():

@@ -1,130 +1,136 @@
-"""The fast path for multilayer perceptrons: gradient and Hessian-vector products in one pass.
+"""The fast path for multilayer perceptrons: a gradient, and later Hessian-vector products.
 
-    parts = split(layout, torch.stack([theta, v1, v2], dim=1))   # rows of (b, n): b networks
-    products, loss = gradient_and_products("tanh", parts, x, labels)
-    join(products)[:, 0], join(products)[:, 1]                   # grad L and H v1, each (b, n)
+    parts = split(layout, theta)                       # theta (b, n): b networks, or (n,): one
+    gradient, loss, tape = forward_backward("tanh", parts, x, labels)
+    found = products(tape, split(layout, vectors))     # vectors (b, K, n), or (K, n)
+    join(gradient), join(found)                        # the shapes of theta and of vectors
 
-Forward-over-reverse (Pearlmutter 1994), by hand. Everything linear in the weights is done for theta
-and for the vectors v as one stack of rows. What it exploits: the b networks see the same batch, so
-the first layer, the widest, is one matrix product of all b (1 + K) weight matrices with x, and its
-gradient another. The reference is ``torch.func``, for any task; a test holds this to it.
+Forward-over-reverse (Pearlmutter 1994) by hand. Nothing is computed twice: the tape keeps what a
+product needs of the gradient's pass. With l the layer, h_l its input, a row an image,
+z = h W^T + b, h_{l+1} = s(z), and a dot for the derivative along v:
 
-With l the layer, h_l its input, z = W h + b, h_{l+1} = s(z), and a dot for the derivative along v:
+    z.  = h W.^T + h. W^T + b.                    h.  = s'(z) z.
+    u   = d W,          d_l = s'(z) u             u.  = d. W + d W.,    d. = s'(z) u. + s''(z) z. u
+    grad W = d^T h                                (H v)_W = d.^T h + d^T h.
 
-    z.  = W. h + W h. + b.         h.  = s'(z) z.
-    d_l = s'(z) u, u = W^T d       d.  = s'(z) u. + s''(z) z. u,   u. = W.^T d + W^T d.
-    grad W = d h^T                 (H v)_W = d. h^T + d h.^T
+What it exploits: bias and activation ride along with the matrix product (``matmul.affine``); s' and
+s'' are known from h alone, so each of them is one operation of torch's own backward passes; what
+the K vectors share is one matrix product of all. The b networks see the same batch, so the first
+layer, the widest, is one product of all their weights with x, and its gradient another. The
+reference is ``torch.func``, for any task; a test holds this to it.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from learnopt.layout import Layout
-from learnopt.matmul import matmul
+from learnopt.matmul import affine, matmul
 
-Parts = list[Tensor]  # weight (b, 1 + K, fan_out, fan_in), bias (b, 1 + K, fan_out), by layer
+aten = torch.ops.aten
+Parts = list[Tensor]  # weight (..., fan_out, fan_in) and bias (..., fan_out) by layer
+
+SLOPES = {  # (u, h) -> s'(z) u, with h = s(z)
+    "tanh": aten.tanh_backward,
+    "sigmoid": aten.sigmoid_backward,
+    "relu": lambda u, h: aten.threshold_backward(u, h, 0),
+}
+BENDS = {  # h -> s''(z) / s'(z); ReLU has none
+    "tanh": lambda h: -2 * h,
+    "sigmoid": lambda h: 1 - 2 * h,
+}
 
 
-def split(layout: Layout, rows: Tensor) -> Parts:
-    """Rows ``(b, 1 + K, n)`` of flat vectors, theta first, as one block of memory per tensor."""
-    return [view.contiguous() for view in layout.views(rows).values()]
+class Tape(NamedTuple):
+    """What the products need; lists by layer, shapes behind the axis of the networks."""
+
+    activation: str
+    weights: Parts  # (fan_out, fan_in)
+    inputs: list[Tensor]  # h (batch, fan_in); the first is x, which all networks share
+    cotangents: list[Tensor]  # d (batch, fan_out), from the last layer to the first
+    pulled: list[Tensor]  # u = d W (batch, fan_in), likewise, for all but the first layer
+    log_p: Tensor  # (batch, n_classes), of the softmax
+    at: Tensor  # (batch, 1), the labels
+
+    def loss(self) -> Tensor:
+        """The mean cross-entropies ``(b,)``, or ``()`` of one network."""
+        return -self.log_p.gather(-1, self.at).mean((-2, -1))
+
+
+def split(layout: Layout, flat: Tensor) -> Parts:
+    """Flat vectors ``(..., n)`` as one block of memory per tensor of the network."""
+    return [view.contiguous() for view in layout.views(flat).values()]
 
 
 def join(parts: Parts) -> Tensor:
     """The inverse of ``split``."""
-    return torch.cat([part.flatten(2) for part in parts], dim=-1)
+    leading = parts[-1].dim() - 1  # the last is a bias
+    return torch.cat([part.flatten(leading) for part in parts], dim=-1)
 
 
-def gradient_and_products(activation: str, parts: Parts, x: Tensor, labels: Tensor):
-    """The gradient and K Hessian-vector products of the mean cross-entropy of b networks.
+def forward_backward(activation: str, parts: Parts, x: Tensor, labels: Tensor):
+    """Gradients of the mean cross-entropy, like parts, and the tape.
 
-    x ``(batch, n_in)`` and labels ``(batch,)`` are shared. Returns parts like ``parts``, gradient
-    first, then H v for each further row, and the losses ``(b,)``. K may be 0.
+    x ``(batch, ...)`` and labels ``(batch,)`` are shared by the networks. Raises ValueError for an
+    activation that is not in SLOPES.
     """
-    x, weights, biases = x.flatten(1), parts[0::2], parts[1::2]
-    n_layers = len(weights)
-    h, inputs, slopes = x, [], []
-    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        z = _affine(weight, h) + bias[..., None]
-        inputs.append(h)
-        if layer < n_layers - 1:
-            h, first, second = _activate(activation, z)
-            slopes.append((first, second, z[:, 1:]))
-    loss, d = _cross_entropy(z, labels)
-    products: Parts = []
-    for layer in reversed(range(n_layers)):
-        products = [_outer(d, inputs[layer]), d.sum(-1), *products]
+    if activation not in SLOPES:
+        raise ValueError(f"activation {activation!r} has no fast path: {', '.join(SLOPES)}")
+    weights, biases = parts[0::2], parts[1::2]
+    inputs = [x.flatten(1)]
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        inputs.append(affine(inputs[-1], weight, bias, activation))
+    log_p = affine(inputs[-1], weights[-1], biases[-1]).log_softmax(-1)
+    at = labels[:, None].expand(*log_p.shape[:-1], 1)
+    d = log_p.exp().scatter_(-1, at, -1.0, reduce="add").div_(len(x))
+    gradient, tape = [], Tape(activation, weights, inputs, [d], [], log_p, at)
+    for weight, h in zip(weights[:0:-1], inputs[:0:-1], strict=True):
+        gradient += [d.sum(-2), matmul(d.mT, h)]
+        u = matmul(d, weight)
+        d = SLOPES[activation](u, h)
+        tape.pulled.append(u)
+        tape.cotangents.append(d)
+    gradient += [d.sum(-2), matmul(d.mT, inputs[0])]
+    return gradient[::-1], tape
+
+
+def products(tape: Tape, vectors: Parts) -> Parts:
+    """H v: how the gradient moves as the network moves along each of its K vectors.
+
+    vectors and products: weight ``(..., K, fan_out, fan_in)`` and bias ``(..., K, fan_out)``.
+    """
+    moved, z = _forward(tape, vectors)
+    p, batch = tape.log_p.exp().unsqueeze(-2).expand_as(z), z.shape[-3]
+    d = aten._softmax_backward_data(z, p, -1, p.dtype).div_(batch)
+    found = []
+    for layer in reversed(range(len(moved))):
+        h, h_moved, old = tape.inputs[layer], moved[layer], tape.cotangents[~layer]
+        by_weight = matmul(d.flatten(-2).mT, h).view_as(vectors[2 * layer])
+        found += [d.sum(-3), by_weight]
         if layer:
-            d = _through(*slopes[layer - 1], _transposed(weights[layer], d))
-    return products, loss
+            both = matmul(old.mT, h_moved.flatten(-2))
+            by_weight += both.unflatten(-1, h_moved.shape[-2:]).transpose(-3, -2)
+            u = matmul(d.flatten(-3, -2), tape.weights[layer]).view_as(h_moved)
+            for row, weight in zip(u.unbind(-2), vectors[2 * layer].unbind(-3), strict=True):
+                row += matmul(old, weight)
+            d = SLOPES[tape.activation](u, h.unsqueeze(-2).expand_as(u))
+            if tape.activation in BENDS:
+                bend = BENDS[tape.activation](h).mul_(tape.pulled[-layer])
+                d.addcmul_(h_moved, bend.unsqueeze(-2))
+    return found[::-1]
 
 
-def _affine(weight: Tensor, h: Tensor) -> Tensor:
-    """W h, and W. h + W h. for each vector: ``(b, 1 + K, fan_out, batch)``."""
-    if h.dim() == 2:  # x, which moves with nothing
-        flat = matmul(weight.flatten(0, 2), h.T)
-        return flat.view(*weight.shape[:-1], -1)
-    z = weight.flatten(1, 2) @ h[:, 0]
-    z = z.view(*weight.shape[:-1], -1)
-    for k in range(1, weight.shape[1]):
-        z[:, k].baddbmm_(weight[:, 0], h[:, k])
-    return z
-
-
-def _transposed(weight: Tensor, d: Tensor) -> Tensor:
-    """W^T d, and W.^T d + W^T d. for each vector: ``(b, 1 + K, fan_in, batch)``."""
-    u = weight.mT @ d[:, :1]
-    for k in range(1, weight.shape[1]):
-        u[:, k].baddbmm_(weight[:, 0].mT, d[:, k])
-    return u
-
-
-def _outer(d: Tensor, h: Tensor) -> Tensor:
-    """d h^T, and d. h^T + d h.^T for each vector: ``(b, 1 + K, fan_out, fan_in)``."""
-    if h.dim() == 2:
-        return matmul(d.flatten(0, 2), h).view(*d.shape[:-1], -1)
-    products = (d.flatten(1, 2) @ h[:, 0].mT).view(*d.shape[:-1], -1)
-    for k in range(1, d.shape[1]):
-        products[:, k].baddbmm_(d[:, 0], h[:, k].mT)
-    return products
-
-
-def _activate(activation: str, z: Tensor):
-    """The next layer's input with its derivatives along v, s'(z) and s''(z)."""
-    value = z[:, 0]
-    if activation == "tanh":
-        out = 2 * torch.sigmoid(2 * value) - 1  # sigmoid is vectorised, tanh is not
-        first = 1 - out**2
-        second = -2 * out * first
-    elif activation == "sigmoid":
-        out = torch.sigmoid(value)
-        first = out * (1 - out)
-        second = (1 - 2 * out) * first
-    elif activation == "relu":
-        out, first = torch.relu(value), (value > 0).to(value.dtype)
-        second = torch.zeros_like(first)
-    else:
-        raise ValueError(f"activation {activation!r} has no fast path: tanh, sigmoid or relu")
-    h = torch.cat([out[:, None], first[:, None] * z[:, 1:]], dim=1)
-    return h, first, second
-
-
-def _through(first: Tensor, second: Tensor, z_dot: Tensor, u: Tensor) -> Tensor:
-    """From dL/dh to dL/dz, with the derivatives along v."""
-    d = first[:, None] * u
-    d[:, 1:].addcmul_(z_dot, (second * u[:, 0])[:, None])
-    return d
-
-
-def _cross_entropy(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean losses ``(b,)`` of logits ``(b, 1 + K, n_classes, batch)``; dL/dz with derivatives."""
-    batch = labels.shape[0]
-    log_p = z[:, 0].log_softmax(1)
-    p = log_p.exp()
-    at = labels.expand(len(z), 1, batch)
-    loss = -log_p.gather(1, at).mean((1, 2))
-    d = torch.empty_like(z)
-    d[:, 0] = p.scatter_add(1, at, p.new_full((), -1.0).expand_as(at))
-    moved = p[:, None] * z[:, 1:]
-    d[:, 1:] = moved - p[:, None] * moved.sum(2, keepdim=True)
-    return loss, d / batch
+def _forward(tape: Tape, vectors: Parts) -> tuple[list[Tensor | None], Tensor]:
+    """The layers' inputs and the logits along the vectors, each ``(..., batch, K, width)``."""
+    moved = [None]  # x moves with nothing
+    for layer, weight in enumerate(tape.weights):
+        own, bias = vectors[2 * layer : 2 * layer + 2]
+        z = affine(tape.inputs[layer], own.flatten(-3, -2), bias.flatten(-2))
+        z = z.unflatten(-1, bias.shape[-2:])
+        if layer:
+            z += matmul(moved[layer].flatten(-3, -2), weight.mT).view_as(z)
+        if layer < len(tape.weights) - 1:
+            h = tape.inputs[layer + 1].unsqueeze(-2).expand_as(z)
+            moved.append(SLOPES[tape.activation](z, h))
+    return moved, z

@@ -11,12 +11,12 @@ steps. Going back through it:
     w <- w - eta_t a            d loss / d eta_t = -<a, v after>
     a <- a + H w                d loss / d mu_t  =  <w, v before>           w <- mu_t w
 
-One gradient on the way out and one Hessian-vector product on the way back (``mlp_tape``), whatever
-the number of knobs. How eta_t and mu_t depend on phi is left to autograd, for all steps at once, so
-any parametrisation and any schedule will do. A test holds this to reverse mode.
+One gradient on the way out and one Hessian-vector product on the way back, both from
+``mlp_products``, whatever the number of knobs. How eta_t and mu_t depend on phi is left to
+autograd, for all steps at once, so any parametrisation and any schedule will do. A test holds this
+to reverse mode.
 
-``train`` is the step of training between look-aheads, for all members as one product
-(``mlp_products``).
+``train`` is the step of training between look-aheads, for all members as one product.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from learnopt.layout import Layout
-from learnopt.mlp_products import gradient_and_products, join, split
-from learnopt.mlp_tape import forward_backward, products
+from learnopt.mlp_products import forward_backward, join, products, split
 from learnopt.optimizers import rate_and_momentum
 from learnopt.tasks import Task
 
@@ -67,9 +66,8 @@ def train(
     inner = carry.state["inner"] if factor else carry.state
     steps = carry.state["step"] if factor else None
     rate, mu = _knobs(phi, 1, factor, steps)[0, :, :, None]
-    rows = split(task.layout, carry.theta[:, None])
-    gradient = join(gradient_and_products(activation, rows, *feed.train)[0])[:, 0]
-    velocity = gradient.addcmul_(inner["velocity"], mu)
+    gradient, _ = forward_backward(activation, split(task.layout, carry.theta), *feed.train)
+    velocity = join(gradient).addcmul_(inner["velocity"], mu)
     theta = torch.addcmul(carry.theta, velocity, rate, value=-1)
     state = {"velocity": velocity}
     if factor:
@@ -91,25 +89,17 @@ def _member(layout: Layout, activation: str, theta: Tensor, velocity: Tensor, kn
     """The cotangents of the knobs ``(n_steps, 2)``, and the last loss ``()``."""
     rows, past = knobs.tolist(), []
     for feed, (rate, mu) in zip(feeds, rows, strict=True):
-        gradient, _, tape = forward_backward(activation, _parts(layout, theta), *feed.train)
-        after = _flat(gradient).add_(velocity, alpha=mu)
+        gradient, tape = forward_backward(activation, split(layout, theta), *feed.train)
+        after = join(gradient).add_(velocity, alpha=mu)
         past.append((tape, velocity, after))
         theta, velocity = torch.add(theta, after, alpha=-rate), after
-    a, loss, _ = forward_backward(activation, _parts(layout, theta), *feeds[-1].score)
-    a = _flat(a)
+    gradient, last = forward_backward(activation, split(layout, theta), *feeds[-1].score)
+    a = join(gradient)
     w, found = torch.zeros_like(a), []
     for (tape, before, after), (rate, mu) in zip(reversed(past), reversed(rows), strict=True):
         w = w.sub_(a, alpha=rate)
         found.append(torch.stack([-(a @ after), w @ before]))
         if len(found) < len(rows):  # nothing lies before the first step
-            a = a.add_(_flat(products(tape, _parts(layout, w[None]))))
+            a = a.add_(join(products(tape, split(layout, w[None])))[0])
             w = w.mul_(mu)
-    return torch.stack(found[::-1]), loss
-
-
-def _parts(layout: Layout, flat: Tensor) -> list[Tensor]:
-    return list(layout.views(flat).values())
-
-
-def _flat(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in parts])
+    return torch.stack(found[::-1]), last.loss()
