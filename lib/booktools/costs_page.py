@@ -50,8 +50,8 @@ gigabytes; so only the LSTM's inputs are kept, and each chunk of coordinates rep
 pass before it goes back. That is one more of three passes.""",
     "oho_step": """\
 What bounds it: a training gradient, two Hessian-vector products and a validation gradient. Each
-product is about as much work as a gradient, a plain step is one gradient. All rows of the first
-layer, weights and their tangents, meet the batch in one matrix product. The rest of the time goes
+product is about as much work as a gradient, a plain step is one gradient. All tangents of a
+layer's weights meet its input in one matrix product. The rest of the time goes
 into passes over the network and over its two tangents, and into the calls of many small operations.
 jax compiles the step as a whole; the library's stays a page of PyTorch that can be read.""",
     "smd_look_ahead": """\
