@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from learnopt import matmul
 from learnopt.layout import Layout
-from learnopt.matmul import affine, matmul
 
 aten = torch.ops.aten
 Parts = list[Tensor]  # weight (..., fan_out, fan_in) and bias (..., fan_out) by layer
@@ -80,18 +80,18 @@ def forward_backward(activation: str, parts: Parts, x: Tensor, labels: Tensor):
     weights, biases = parts[0::2], parts[1::2]
     inputs = [x.flatten(1)]
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        inputs.append(affine(inputs[-1], weight, bias, activation))
-    log_p = affine(inputs[-1], weights[-1], biases[-1]).log_softmax(-1)
+        inputs.append(_layer(inputs[-1], weight, bias, activation))
+    log_p = _layer(inputs[-1], weights[-1], biases[-1]).log_softmax(-1)
     at = labels[:, None].expand(*log_p.shape[:-1], 1)
     d = log_p.exp().scatter_(-1, at, -1.0, reduce="add").div_(len(x))
     gradient, tape = [], Tape(activation, weights, inputs, [d], [], log_p, at)
     for weight, h in zip(weights[:0:-1], inputs[:0:-1], strict=True):
-        gradient += [d.sum(-2), matmul(d.mT, h)]
-        u = matmul(d, weight)
+        gradient += [d.sum(-2), _product(d.mT, h)]
+        u = _product(d, weight)
         d = SLOPES[activation](u, h)
         tape.pulled.append(u)
         tape.cotangents.append(d)
-    gradient += [d.sum(-2), matmul(d.mT, inputs[0])]
+    gradient += [d.sum(-2), _product(d.mT, inputs[0])]
     return gradient[::-1], tape
 
 
@@ -106,14 +106,14 @@ def products(tape: Tape, vectors: Parts) -> Parts:
     found = []
     for layer in reversed(range(len(moved))):
         h, h_moved, old = tape.inputs[layer], moved[layer], tape.cotangents[~layer]
-        by_weight = matmul(d.flatten(-2).mT, h).view_as(vectors[2 * layer])
+        by_weight = _product(d.flatten(-2).mT, h).view_as(vectors[2 * layer])
         found += [d.sum(-3), by_weight]
         if layer:
-            both = matmul(old.mT, h_moved.flatten(-2))
+            both = _product(old.mT, h_moved.flatten(-2))
             by_weight += both.unflatten(-1, h_moved.shape[-2:]).transpose(-3, -2)
-            u = matmul(d.flatten(-3, -2), tape.weights[layer]).view_as(h_moved)
+            u = _product(d.flatten(-3, -2), tape.weights[layer]).view_as(h_moved)
             for row, weight in zip(u.unbind(-2), vectors[2 * layer].unbind(-3), strict=True):
-                row += matmul(old, weight)
+                row += _product(old, weight)
             d = SLOPES[tape.activation](u, h.unsqueeze(-2).expand_as(u))
             if tape.activation in BENDS:
                 bend = BENDS[tape.activation](h).mul_(tape.pulled[-layer])
@@ -126,11 +126,29 @@ def _forward(tape: Tape, vectors: Parts) -> tuple[list[Tensor | None], Tensor]:
     moved = [None]  # x moves with nothing
     for layer, weight in enumerate(tape.weights):
         own, bias = vectors[2 * layer : 2 * layer + 2]
-        z = affine(tape.inputs[layer], own.flatten(-3, -2), bias.flatten(-2))
+        z = _layer(tape.inputs[layer], own.flatten(-3, -2), bias.flatten(-2))
         z = z.unflatten(-1, bias.shape[-2:])
         if layer:
-            z += matmul(moved[layer].flatten(-3, -2), weight.mT).view_as(z)
+            z += _product(moved[layer].flatten(-3, -2), weight.mT).view_as(z)
         if layer < len(tape.weights) - 1:
             h = tape.inputs[layer + 1].unsqueeze(-2).expand_as(z)
             moved.append(SLOPES[tape.activation](z, h))
     return moved, z
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, either or both a stack ``(b, ., .)``. What the stack shares is one product."""
+    if a.dim() < b.dim():
+        rows = matmul.matmul(a, b.mT.flatten(0, 1).T).unflatten(1, (len(b), -1))
+        return rows.transpose(0, 1).contiguous()
+    if a.dim() > b.dim():
+        return matmul.matmul(a.flatten(0, 1), b).unflatten(0, a.shape[:2])
+    return matmul.matmul(a, b) if a.dim() == 2 else a @ b
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+    """s(x W^T + b), as ``matmul.affine``; weight and bias may be stacks, and x then too."""
+    if weight.dim() == 2:
+        return matmul.affine(x, weight, bias, activation)
+    z = _product(x, weight.mT).add_(bias[:, None])
+    return z if activation == "none" else getattr(torch, activation)(z)
