@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,12 @@ def test_the_works_agree(name):
     torch.manual_seed(0)
     made = (works.WORKS | hyper_works.WORKS)[name]()
     bench.complete(made._replace(peers={}, others={}))
+
+
+def test_it_needs_none_of_the_packages_that_only_the_book_needs():
+    hide = "import sys; sys.modules.update(dict.fromkeys(['nbformat', 'papermill', 'yaml']))"
+    run = [sys.executable, "-c", f"{hide}; import booktools.bench"]
+    assert subprocess.run(run, capture_output=True).returncode == 0
 
 
 def test_the_page_is_what_the_file_says():

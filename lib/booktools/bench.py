@@ -32,7 +32,7 @@ os.environ.setdefault(
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from booktools import collect, costs_page, hyper_works, works
+from booktools import costs_page, hyper_works, packages, works
 from booktools.work import Work
 from learnopt import atomic, provenance
 from learnopt.matmul import matmul
@@ -83,7 +83,7 @@ def complete(work: Work) -> Work:
         except ImportError:
             left_out.append(name)
     if left_out:
-        print(f"  not installed, left out: {', '.join(left_out)} (pip install -e '.[bench]')")
+        print(f"  left out: {', '.join(left_out)} (pip install -e '.[bench]'; a C++ compiler)")
     wanted, *found = [way() for way in ways.values()]
     for name, numbers in zip(list(ways)[1:], found, strict=True):
         for key, ours in wanted.items():
@@ -164,7 +164,7 @@ def main() -> None:
         kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
         kept |= {"peers": versions(), "provenance": origin}
         text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
-        collect.keep_packages(arguments.write.parent, provenance.installed())
+        packages.keep(arguments.write.parent, provenance.installed())
         atomic.write({arguments.write: text.encode()})
         costs_page.write()
 

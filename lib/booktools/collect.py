@@ -1,8 +1,8 @@
 """Copies the records that finished runs have left in their folders into the book's results."""
 
-from booktools import plan
+from booktools import packages, plan
 from booktools.chapters import InputError
-from learnopt import atomic, provenance, records
+from learnopt import atomic, records
 
 
 def collect(runs, root=None):
@@ -29,15 +29,10 @@ def collect(runs, root=None):
     if problems:
         raise InputError("\n".join(problems))
     for run in runs:
-        packages = run.folder / plan.VERSIONS
-        if packages.is_file() and any(target.parent.name == run.notebook.stem for target in found):
-            keep_packages(root, packages.read_text())
+        listed = run.folder / plan.VERSIONS
+        if listed.is_file() and any(target.parent.name == run.notebook.stem for target in found):
+            packages.keep(root, listed.read_text())
     for target, path in found.items():
         curves = path.with_suffix(".npz").read_bytes()
         atomic.write({target.with_suffix(".npz"): curves, target: path.read_bytes()})
     return sorted(found)
-
-
-def keep_packages(root, text):
-    """Write a lock file (provenance.installed) to where the results in folder `root` name it."""
-    atomic.write({root / "versions" / f"{provenance.lock(text)}.txt": text.encode()})

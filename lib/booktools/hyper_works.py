@@ -36,22 +36,28 @@ def oho_step() -> Work:
     fast = oho_mlp.MLP(task, "tanh")
     slow = oho.Reference(task, optimizers.decayed(optimizers.sgd()))
     rule = oho.Rule()
-    made = (task, "tanh", theta, feeds, (RATE, DECAY), rule)
+    run = (theta, feeds, (RATE, DECAY), rule)
+    made = (task, *run)
     four = "a population of 4, a run"
     ways = {
         "oho_mlp.MLP": oho_way(fast, theta, feeds),
         "forward mode for any network (oho.Reference)": oho_way(slow, theta, feeds),
         "double backward": peers_mlp.double_backward(*made),
-        "the original's way: central differences, copied models": peers_mlp.differences(*made),
+        "the original's way: central differences, copied models": peers_mlp.differences(
+            task, "tanh", *run
+        ),
     }
     others = {
         four: oho_way(fast, theta, feeds, 4),
         "plain gradient descent, autograd": peers_mlp.plain_descent(*made),
     }
-    units = {name: N_STEPS for name in [*ways, *others, "jax"]} | {four: 4 * N_STEPS}
     title = "OHO: a step with two knobs, 784-128-128-128-10, batch 100 + 100"
-    jax = {"jax": lambda: peers_mlp.jax_oho(*made)}
-    return Work("oho_step", title, ways, jax, others, units, tolerance=1e-2, counted="steps")
+    peers = {
+        "torch.compile of the step": lambda: peers_mlp.compiled(*made),
+        "jax": lambda: peers_mlp.jax_oho(task, "tanh", *run),
+    }
+    units = {name: N_STEPS for name in [*ways, *others, *peers]} | {four: 4 * N_STEPS}
+    return Work("oho_step", title, ways, peers, others, units, tolerance=1e-2, counted="steps")
 
 
 def look_ahead() -> Work:

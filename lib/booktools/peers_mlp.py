@@ -5,6 +5,7 @@ and in jax. Each function returns what the library's way returns, or a way that 
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,24 +23,39 @@ def meta_step(rule, lr, decay, slopes):
     return moved["lr"], moved["weight_decay"]
 
 
-def oho_by(gradient_and_products, task, theta, feeds, start, rule):
-    """The recursion of ``learnopt.oho``, given a way to g and H v; flat tensors."""
+def oho_by(step, theta, feeds, start, rule):
+    """The recursion of ``learnopt.oho``, given a way to take its step; flat tensors."""
     a = b = torch.zeros_like(theta)
     lr, decay = map(torch.tensor, start)
     for batch, judge in feeds:
+        theta, a, b, *slopes = step(theta, a, b, lr, decay, batch, judge)
+        lr, decay = meta_step(rule, lr, decay, slopes)
+    numbers = {"theta": theta, "by_lr": a, "by_decay": b}
+    return numbers | {"lr": lr[None], "weight_decay": decay[None]}
+
+
+def step_by(gradient_and_products, gradient):
+    """The step, given a way to g and H v and one to g alone: flat tensors in, flat tensors out."""
+
+    def step(theta, a, b, lr, decay, batch, judge):
         g, h_a, h_b = gradient_and_products(theta, batch, (a, b))
         push = g + decay * theta
         a = a - lr * (h_a + decay * a) - push
         b = b - lr * (h_b + decay * b) - lr * theta
         theta = theta - lr * push
-        at = theta.detach().requires_grad_()
-        (judged,) = torch.autograd.grad(task.loss(at, judge), at)
-        lr, decay = meta_step(rule, lr, decay, (judged @ a, judged @ b))
-    numbers = {"theta": theta, "by_lr": a, "by_decay": b}
-    return numbers | {"lr": lr[None], "weight_decay": decay[None]}
+        judged = gradient(theta, judge)
+        return theta, a, b, judged @ a, judged @ b
+
+    return step
 
 
-def double_backward(task, activation, theta, feeds, start, rule):
+def by_autograd(task, theta, batch):
+    """A gradient."""
+    at = theta.detach().requires_grad_()
+    return torch.autograd.grad(task.loss(at, batch), at)[0]
+
+
+def double_backward(task, theta, feeds, start, rule):
     """Hessian-vector products by a second backward pass."""
 
     def products(theta, batch, vectors):
@@ -49,7 +65,28 @@ def double_backward(task, activation, theta, feeds, start, rule):
         (h_a,) = torch.autograd.grad(g, at, a, retain_graph=True)
         return g.detach(), h_a, torch.autograd.grad(g, at, b)[0]
 
-    return lambda: oho_by(products, task, theta, feeds, start, rule)
+    step = step_by(products, partial(by_autograd, task))
+    return lambda: oho_by(step, theta, feeds, start, rule)
+
+
+def compiled(task, theta, feeds, start, rule):
+    """Forward mode over reverse mode, the whole step in one torch.compile.
+
+    Raises ImportError where torch cannot compile; it needs a C++ compiler.
+    """
+    try:
+        torch.compile(torch.sin)(torch.ones(2))
+    except (RuntimeError, OSError) as error:
+        raise ImportError("torch.compile does not work here") from error
+    gradient = torch.func.grad(task.loss)
+
+    def products(theta, batch, vectors):
+        at = partial(gradient, batch=batch)
+        (g, h_a), (_, h_b) = (torch.func.jvp(at, (theta,), (v,)) for v in vectors)
+        return g, h_a, h_b
+
+    step = torch.compile(step_by(products, gradient))
+    return lambda: oho_by(step, theta, feeds, start, rule)
 
 
 def differences(task, activation, theta, feeds, start, rule):
@@ -80,10 +117,11 @@ def differences(task, activation, theta, feeds, start, rule):
         net.load_state_dict(task.layout.views(theta))
         return slope(net, batch), *(product(net, vector, batch) for vector in vectors)
 
-    return lambda: oho_by(products, task, theta, feeds, start, rule)
+    step = step_by(products, partial(by_autograd, task))
+    return lambda: oho_by(step, theta, feeds, start, rule)
 
 
-def plain_descent(task, activation, theta, feeds, start, rule):
+def plain_descent(task, theta, feeds, start, rule):
     """The same training, with nothing tuned."""
     rate, decay = start
 

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from booktools import bad_data, bad_files, collect, kills, mutations, storage
+from booktools import bad_data, bad_files, kills, mutations, packages, storage
 from learnopt import atomic, provenance
 
 
@@ -36,7 +36,7 @@ def main(arguments=None):
     if options.write:
         origin = provenance.describe(seed=0, device="cpu", seconds=seconds)
         text = json.dumps({"counts": counts, "provenance": origin}, indent=1) + "\n"
-        collect.keep_packages(options.write.parent, provenance.installed())
+        packages.keep(options.write.parent, provenance.installed())
         atomic.write({options.write: text.encode()})
 
 

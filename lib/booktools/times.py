@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from booktools import chapters, collect, execute, presets
+from booktools import chapters, execute, packages, presets
 from learnopt import atomic, provenance
 
 PRESETS = ("smoke", presets.QUICK)
@@ -39,7 +39,7 @@ def main(arguments=None):
             said = "FAILED" if found is None else f"{found['processor_seconds']:7.1f} s"
             print(f"{preset} {notebook.stem:32} {said}", flush=True)
             if found and options.write:
-                collect.keep_packages(options.write.parent, provenance.installed())
+                packages.keep(options.write.parent, provenance.installed())
                 keep(options.write, preset, notebook.stem, found)
     return 1 if failed else 0
 
