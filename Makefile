@@ -52,8 +52,9 @@ html: $(STAMP) ## render the site from the outputs stored in the notebooks, exec
 test: $(STAMP) ## style, the chapters' form, the tests, and every cell of every notebook (nbval)
 	$(PY) -m ruff check .
 	$(PY) -m booktools.notebooks check
-	$(PY) -m pytest tests $(NOTEBOOKS) --ignore tests/test_site.py -n $(WORKERS) \
-	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --junitxml=$(REPORTS)/test.xml
+	$(PY) -m pytest $(NOTEBOOKS) tests --ignore tests/test_site.py -n $(WORKERS) \
+	    --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
+	    -p booktools.share_executions --junitxml=$(REPORTS)/test.xml
 
 browser: $(STAMP) ## drive the built site in headless Chromium (installs Chromium where it can)
 	CHROMIUM="$$(tests/install_browser.sh | tail -n 1)" && export CHROMIUM && \
