@@ -329,15 +329,15 @@ def test_the_same_seed_gives_the_same_record_twice_and_under_one_and_two_jobs(tm
     copy_checkout(tmp_path, [])
     chapter_maker.write(tmp_path / "notebooks", "01_train", TRAIN)
     found = []
-    for n, jobs in enumerate((1, 1, 2)):
-        options = ["--runs", f"runs{n}", "--results", f"results{n}", "--record"]
+    for jobs in (1, 2):
+        options = ["--runs", f"runs{jobs}", "--results", f"results{jobs}", "--record"]
         code, out, err = finish(start(tmp_path, "--seeds", "0 1", "--jobs", jobs, *options))
         assert code == 0, out + err
-        folder = tmp_path / f"results{n}" / "01_train"
+        folder = tmp_path / f"results{jobs}" / "01_train"
         found.append([told(folder / f"quick-seed{seed}.json") for seed in (0, 1)])
-        [packages] = (tmp_path / f"results{n}" / "versions").iterdir()
+        [packages] = (tmp_path / f"results{jobs}" / "versions").iterdir()
         record = records.load(folder / "quick-seed0.json")
         assert record.provenance["versions"]["lock"] == packages.stem
         assert re.search(r"^torch==", packages.read_text(), re.MULTILINE)
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert found[0][0][:2] != found[0][1][:2], "the seed changes nothing"
