@@ -58,7 +58,8 @@ test: $(STAMP) ## style, the chapters' form, the tests, and every cell of every 
 
 browser: $(STAMP) ## drive the built site in headless Chromium (installs Chromium where it can)
 	CHROMIUM="$$(tests/install_browser.sh | tail -n 1)" && export CHROMIUM && \
-	    REQUIRE_SITE=1 $(PY) -m pytest tests/test_site.py --junitxml=$(REPORTS)/browser.xml
+	    REQUIRE_SITE=1 $(PY) -m pytest tests/test_site.py -n $(WORKERS) --dist loadgroup \
+	        --junitxml=$(REPORTS)/browser.xml
 
 notebooks: $(STAMP) ## execute chapters at quick and store their outputs (CHAPTERS="01 03"; all by default)
 	$(PY) -m booktools.notebooks run --store $(CHAPTERS)
