@@ -51,9 +51,11 @@ pass before it goes back. That is one more of three passes.""",
     "oho_step": """\
 What bounds it: a training gradient, two Hessian-vector products and a validation gradient. Each
 product is about as much work as a gradient, a plain step is one gradient. All tangents of a
-layer's weights meet its input in one matrix product. The rest of the time goes
-into passes over the network and over its two tangents, and into the calls of many small operations.
-jax compiles the step as a whole; the library's stays a page of PyTorch that can be read.""",
+layer's weights meet its input in one matrix product. The rest of the time goes into
+passes over the network and over its two tangents, and into the calls of many small operations. jax
+compiles the step as a whole. So does torch.compile, which needs tens of seconds for it first and no
+line by hand; it does not reach the faster products. The library's stays a page of PyTorch that can
+be read.""",
     "smd_look_ahead": """\
 What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
 in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
