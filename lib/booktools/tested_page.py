@@ -59,8 +59,6 @@ process, or execute what it read: an audit hook of Python watches that.
 TESTS = """\
 ## Which test shows what
 
-| promise | test |
-|---|---|
 """
 PROMISES = {
     "Killed batches go on, with what was finished kept":
@@ -112,7 +110,7 @@ def render(tried: dict, times: dict, names: list) -> str:
     counts = tried["counts"]
     parts = [HEAD.format(origin=f"This run: {provenance.line(tried['provenance'])}.")]
     parts += [_kills(counts), FILES + _files(counts)]
-    parts.append(TESTS + "".join(f"| {what} | `{test}` |\n" for what, test in PROMISES.items()))
+    parts.append(TESTS + "".join(f"{what}\n: `{test}`\n\n" for what, test in PROMISES.items()))
     return "\n".join([*parts, TIMES + _times(times, names)])
 
 
