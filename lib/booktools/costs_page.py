@@ -40,7 +40,10 @@ What bounds it: the matrix products of the two LSTM layers, forward and backward
 of four gates for each coordinate and step. The plain ways build a graph of small operations, step
 by step, and keep what each of them saved. By hand, the window runs without autograd, goes back over
 all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
-([the derivation](api.md)). With 20 units to a layer its products are narrow.""",
+([the derivation](api.md)). With 20 units to a layer its products are narrow. What they read is
+rarely in the cache: a step writes all that the way back will read, and that goes through main memory.
+Keeping a fifth less of it, or handing out larger chunks or larger pages of memory, was tried, and
+gained less than the spread between two runs.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory.""",
@@ -59,7 +62,9 @@ be read.""",
     "smd_look_ahead": """\
 What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
 in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
-around them, and the wide products go to the faster library.""",
+around them, and the wide products go to the faster library. torch.compile takes all steps as one
+computation, for any network, after half a minute of compiling for each length of the look-ahead and
+each shape of a batch.""",
     "trials_small": """\
 A small network's step is mostly calls of small operations. One batched pass makes each call once,
 for all schedules: so the chapters draw a loss surface.""",

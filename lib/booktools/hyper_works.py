@@ -73,6 +73,10 @@ def look_ahead() -> Work:
     def stacked(slopes):
         return {name: slope[None] for name, slope in slopes.items()}
 
+    def compiled():
+        way = peers_mlp.compiled_ahead(*made)
+        return lambda: stacked(way())
+
     made = (task, "relu", theta, batches, one)
     ways = {
         "backwards by hand (smd_mlp)": lambda: smd_mlp.slopes(task, "relu", logs, carry, feeds)[0],
@@ -82,12 +86,13 @@ def look_ahead() -> Work:
         ),
         "plain autograd": lambda: stacked(peers_mlp.autograd_ahead(*made)),
     }
-    jax = {
+    peers = {
         f"jax, {mode}": partial(peers_mlp.jax_ahead, *made, mode) for mode in ("reverse", "forward")
     }
+    peers = {"torch.compile of the look-ahead": compiled} | peers
     train = {"plain training, autograd": lambda: peers_mlp.plain_momentum(*made)}
     title = f"SMD: a look-ahead of {N_STEPS} steps with two knobs, 784-100-100-10, batch 100"
-    return Work("smd_look_ahead", title, ways, jax, train, counted="look-aheads")
+    return Work("smd_look_ahead", title, ways, peers, train, counted="look-aheads")
 
 
 WORKS = {"oho_step": oho_step, "smd_look_ahead": look_ahead}

@@ -69,15 +69,17 @@ def double_backward(task, theta, feeds, start, rule):
     return lambda: oho_by(step, theta, feeds, start, rule)
 
 
-def compiled(task, theta, feeds, start, rule):
-    """Forward mode over reverse mode, the whole step in one torch.compile.
-
-    Raises ImportError where torch cannot compile; it needs a C++ compiler.
-    """
+def need_compiler():
+    """Raises ImportError where torch cannot compile; it needs a C++ compiler."""
     try:
         torch.compile(torch.sin)(torch.ones(2))
     except (RuntimeError, OSError) as error:
         raise ImportError("torch.compile does not work here") from error
+
+
+def compiled(task, theta, feeds, start, rule):
+    """Forward mode over reverse mode, the whole step in one torch.compile; see need_compiler."""
+    need_compiler()
     gradient = torch.func.grad(task.loss)
 
     def products(theta, batch, vectors):
@@ -148,6 +150,23 @@ def autograd_ahead(task, activation, theta, batches, logs):
         at = at - rate * velocity
     slopes = torch.autograd.grad(task.loss(at, batches[-1]), list(logs.values()))
     return dict(zip(logs, slopes, strict=True))
+
+
+def compiled_ahead(task, activation, theta, batches, logs):
+    """The same in one torch.compile, all steps unrolled; see need_compiler."""
+    need_compiler()
+
+    def meta_loss(logs, theta, batches):
+        damping = logs["log_damping"].exp()
+        mu, rate = 1 - damping, logs["log_effective_lr"].exp() * damping
+        at, velocity = theta, torch.zeros_like(theta)
+        for batch in batches[:-1]:
+            velocity = mu * velocity + torch.func.grad(task.loss)(at, batch)
+            at = at - rate * velocity
+        return task.loss(at, batches[-1])
+
+    slopes = torch.compile(torch.func.grad(meta_loss))
+    return lambda: slopes(logs, theta, batches)
 
 
 def plain_momentum(task, activation, theta, batches, logs):
