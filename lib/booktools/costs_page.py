@@ -41,9 +41,9 @@ of four gates for each coordinate and step. The plain ways build a graph of smal
 by step, and keep what each of them saved. By hand, the window runs without autograd, goes back over
 all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
 ([the derivation](api.md)). With 20 units to a layer its products are narrow. What they read is
-rarely in the cache: a step writes all that the way back will read, and that goes through main memory.
-Keeping a fifth less of it, or handing out larger chunks or larger pages of memory, was tried, and
-gained less than the spread between two runs.""",
+rarely in the cache: a step writes all that the way back will read, and that goes through main
+memory. Keeping a fifth less of it, or handing out larger chunks or larger pages of memory, was
+tried, and gained less than the spread between two runs.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory.""",
