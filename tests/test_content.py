@@ -115,6 +115,17 @@ def test_cells_that_show_recorded_runs_make_no_result(checkout):
     assert hashes(checkout) != before
 
 
+def test_the_modules_that_draw_make_no_result(checkout):
+    module = checkout / "lib" / "learnopt" / "figures.py"
+    edit_cell(checkout, "from learnopt import figures\ny = top.f()")
+    module.write_text("x = 1\n")
+    before = hashes(checkout)
+    module.write_text("x = 2\n")
+    assert hashes(checkout) == before
+    older = before | {"learnopt.figures": "0123456789abcdef"}  # when they were hashed as well
+    assert content.changes(older, before) == ""
+
+
 def test_a_module_named_npz_is_code_and_no_input(checkout, monkeypatch):
     module = checkout / "lib" / "learnopt" / "npz.py"
     module.write_text("x = 1\n")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from booktools.content import DRAW
+
 LIB = Path(__file__).parents[1] / "lib"
 
 # A new file: put its name on the lowest floor that is above everything it imports.
@@ -20,7 +22,6 @@ FLOORS = [
     {"figures", "interactive"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-DRAWING = {"figures", "interactive", "svg", "palette"}
 FILES = sorted(path for path in (LIB / "learnopt").glob("*.py") if path.stem != "__init__")
 
 
@@ -80,10 +81,10 @@ def test_the_package_itself_imports_nothing():
     assert packages((LIB / "learnopt" / "__init__.py").read_text()) == set()
 
 
-@pytest.mark.parametrize("name", sorted(DRAWING))
+@pytest.mark.parametrize("name", sorted(DRAW))
 def test_what_draws_does_not_train_or_read_records(name):
     path = LIB / "learnopt" / f"{name}.py"
-    assert imported(path.read_text(), set(FLOOR)) <= DRAWING
+    assert imported(path.read_text(), set(FLOOR)) <= DRAW
 
 
 def test_every_file_of_the_foundation_is_there():

@@ -3,7 +3,8 @@
 The code is that of the notebook and of the modules of the library that it imports, directly or
 through one another. Comments, docstrings, markdown and layout are left out, so that a better
 sentence does not age a week of runs; the parameters cell is, since its values are hashed. So are
-the cells from the first one on that looks up recorded runs: they show results and make none.
+the cells from the first one on that looks up recorded runs, and the modules that draw: they show
+results and make none.
 """
 
 import ast
@@ -20,6 +21,7 @@ from booktools import chapters
 LIBRARY = "learnopt"
 PARAMETERS, NOTEBOOK = "parameters", "notebook"
 LOOKS_UP = "records.find("
+DRAW = {"figures", "interactive", "palette", "svg"}  # a test: they import nothing that computes
 MAX_NAMES = 5  # of changed files in a line
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
@@ -35,7 +37,7 @@ def of(notebook, parameters, library=None):
     code, names = code_of_notebook(Path(notebook))
     found = {PARAMETERS: digest([json.dumps(parameters, sort_keys=True)]), NOTEBOOK: code}
     names = modules(library, names)
-    return found | {".".join(filter(None, (LIBRARY, n))): code_of(library, n)[0] for n in names}
+    return found | {_dotted(n): code_of(library, n)[0] for n in names if n not in DRAW}
 
 
 def modules(library, names):
@@ -47,6 +49,10 @@ def modules(library, names):
             found.add(name)
             queue += code_of(library, name)[1]
     return sorted(found)
+
+
+def _dotted(name):
+    return ".".join(filter(None, (LIBRARY, name)))
 
 
 def code_of_notebook(path):
@@ -131,7 +137,8 @@ def changes(before, now, told_before=None, told_now=None):
     told: the parameters themselves, where they are known, to say which of them differ.
     """
     before = before if isinstance(before, dict) else {}
-    moved = [k for k in sorted(now.keys() | before.keys()) if before.get(k) != now.get(k)]
+    names = now.keys() | before.keys() - {_dotted(name) for name in DRAW}
+    moved = [k for k in sorted(names) if before.get(k) != now.get(k)]
     parts = []
     if PARAMETERS in moved:
         old, new = told_before or {}, told_now or {}
