@@ -15,6 +15,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from learnopt.palette import Look, looks
@@ -38,6 +39,7 @@ STYLE = {
     "figure.facecolor": "white",  # a white card, also on a dark page
 }
 HUGE = 1e300
+MOST_INSIDE = 4  # a longer legend would cover the lines: it stands below them
 
 
 def new(n_columns: int = 1, n_rows: int = 1, width: float = 6.4, height: float = 3.6, **kwargs):
@@ -155,8 +157,12 @@ def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
     ax.set(xlabel=x_label, ylabel=y_label, title=title)
     if log_x:
         ax.set_xscale("log")
+    elif all((line.get_xdata() % 1 == 0).all() for line in ax.get_lines()):  # steps, epochs
+        ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if log_y:
         ax.set_yscale("log", nonpositive="clip")
     if n_lines > 1 or legend_title:
-        ax.legend(title=legend_title, alignment="left")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
+        crowded = len(ax.get_legend_handles_labels()[1]) > MOST_INSIDE
+        ax.legend(title=legend_title, alignment="left", **(below if crowded else {}))
     return ax
