@@ -83,6 +83,25 @@ def test_lines_take_their_own_x():
     assert [len(line.get_xdata()) for line in ax.lines] == [2, 3]
 
 
+@pytest.mark.parametrize(("n", "below"), [(4, False), (5, True)])
+def test_a_long_legend_stands_below_the_axes(n, below):
+    fig, ax = figures.new()
+    ax.axvline(3.5)  # made by hand: its data are no array
+    figures.lines(
+        ax, range(9), {f"run {k}": range(k, k + 9) for k in range(n)}, x_label="x", y_label="y"
+    )
+    fig.draw_without_rendering()
+    top = ax.get_legend().get_window_extent().y1
+    assert (top < ax.get_window_extent().y0) == below
+
+
+def test_counts_get_whole_ticks_and_measures_need_not():
+    for x, whole in ((range(3), True), ([0.0, 0.5, 1.0], False)):
+        fig, ax = figures.new()
+        figures.lines(ax, x, {"run": [1, 2, 3]}, x_label="x", y_label="y")
+        assert all(tick % 1 == 0 for tick in ax.get_xticks()) == whole
+
+
 def test_the_same_arrays_give_the_same_png_with_its_alt_text(shown):
     for _ in range(2):
         fig, ax = figures.new()

@@ -157,7 +157,7 @@ def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
     ax.set(xlabel=x_label, ylabel=y_label, title=title)
     if log_x:
         ax.set_xscale("log")
-    elif all((line.get_xdata() % 1 == 0).all() for line in ax.get_lines()):  # steps, epochs
+    elif all((line.get_xdata(orig=False) % 1 == 0).all() for line in ax.get_lines()):  # a count
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if log_y:
         ax.set_yscale("log", nonpositive="clip")
