@@ -40,6 +40,7 @@ STYLE = {
 }
 HUGE = 1e300
 MOST_INSIDE = 4  # a longer legend would cover the lines: it stands below them
+SHORT = 12  # letters of a label that fits in a third of a panel
 
 
 def new(n_columns: int = 1, n_rows: int = 1, width: float = 6.4, height: float = 3.6, **kwargs):
@@ -162,7 +163,10 @@ def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
     if log_y:
         ax.set_yscale("log", nonpositive="clip")
     if n_lines > 1 or legend_title:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
-        crowded = len(ax.get_legend_handles_labels()[1]) > MOST_INSIDE
-        ax.legend(title=legend_title, alignment="left", **(below if crowded else {}))
+        labels = ax.get_legend_handles_labels()[1]
+        ncols = 3 if max(map(len, labels)) <= SHORT else 2
+        # under the ticks and the label of the axis, which are so high at any size of the figure
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.8}
+        where = below | {"ncols": ncols} if len(labels) > MOST_INSIDE else {}
+        ax.legend(title=legend_title, alignment="left", **where)
     return ax
