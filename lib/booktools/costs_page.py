@@ -42,8 +42,7 @@ by step, and keep what each of them saved. By hand, the window runs without auto
 all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
 ([the derivation](api.md)). With 20 units to a layer its products are narrow. What they read is
 rarely in the cache: a step writes all that the way back will read, and that goes through main
-memory. Keeping a fifth less of it, or handing out larger chunks or larger pages of memory, was
-tried, and gained less than the spread between two runs.""",
+memory.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory.""",
@@ -63,8 +62,8 @@ be read.""",
 What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
 in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
 around them, and the wide products go to the faster library. torch.compile takes all steps as one
-computation, for any network, after half a minute of compiling for each length of the look-ahead and
-each shape of a batch.""",
+computation, for any network, after tens of seconds of compiling for each length of the look-ahead
+and each shape of a batch.""",
     "trials_small": """\
 A small network's step is mostly calls of small operations. One batched pass makes each call once,
 for all schedules: so the chapters draw a loss surface.""",
