@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.func import vmap
 
-from booktools import peers_mlp
+from booktools import peers_jax, peers_mlp
 from booktools.work import Work
 from booktools.works import classifier
 from learnopt import hypergrad, oho, oho_mlp, optimizers, smd, smd_mlp, unroll
@@ -54,7 +54,7 @@ def oho_step() -> Work:
     title = "OHO: a step with two knobs, 784-128-128-128-10, batch 100 + 100"
     peers = {
         "torch.compile of the step": lambda: peers_mlp.compiled(*made),
-        "jax": lambda: peers_mlp.jax_oho(task, "tanh", *run),
+        "jax": lambda: peers_jax.oho(task, "tanh", *run),
     }
     units = {name: N_STEPS for name in [*ways, *others, *peers]} | {four: 4 * N_STEPS}
     return Work("oho_step", title, ways, peers, others, units, tolerance=1e-2, counted="steps")
@@ -87,7 +87,7 @@ def look_ahead() -> Work:
         "plain autograd": lambda: stacked(peers_mlp.autograd_ahead(*made)),
     }
     peers = {
-        f"jax, {mode}": partial(peers_mlp.jax_ahead, *made, mode) for mode in ("reverse", "forward")
+        f"jax, {mode}": partial(peers_jax.ahead, *made, mode) for mode in ("reverse", "forward")
     }
     peers = {"torch.compile of the look-ahead": compiled} | peers
     train = {"plain training, autograd": lambda: peers_mlp.plain_momentum(*made)}

@@ -3,11 +3,9 @@
 Each function returns a callable that computes what ours computes, shaped alike, so that the
 benchmark checks agreement before it times anything. They are written as each library's own
 documentation would have it: torchopt's functional gradient transformations, higher's
-differentiable optimizers, a jitted `jax.lax.scan`. A library that is not installed is reported by
+differentiable optimizers; jax is in peers_jax.py. A library that is not installed is reported by
 name and left out.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -115,65 +113,5 @@ def higher_window(task, phi, carry, batches, features):
                     opt.step(loss)
             slopes = torch.autograd.grad(total, list(rule.parameters()))
         return dict(zip(phi, slopes, strict=True))
-
-    return work
-
-
-def unflatten(layout, theta) -> dict:
-    """A flat vector, of whatever library, as named arrays."""
-    view, at = {}, 0
-    for name, shape in layout.shapes.items():
-        view[name] = theta[at : at + math.prod(shape)].reshape(shape)
-        at += math.prod(shape)
-    return view
-
-
-def jax_window(task, phi, carry, batches, features):
-    """The LSTM window as a jitted scan, gradients stopped."""
-    import jax
-    import jax.numpy as jnp
-
-    def to_jax(tensor):
-        return jnp.asarray(tensor.detach().numpy())
-
-    layout, tiny, p = task.layout, jnp.finfo(jnp.float32).tiny, 10.0
-    xs = jnp.stack([to_jax(x) for x, _ in batches])
-    ys = jnp.stack([to_jax(y) for _, y in batches])
-
-    def loss(theta, x, y):
-        view = unflatten(layout, theta)
-        h = jax.nn.sigmoid(x @ view["layer0.weight"].T + view["layer0.bias"])
-        logits = h @ view["layer1.weight"].T + view["layer1.bias"]
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
-
-    def cell(phi, name, x, h, c):
-        gates = x @ phi[f"{name}.weight_ih"].T + phi[f"{name}.bias_ih"]
-        gates = gates + h @ phi[f"{name}.weight_hh"].T + phi[f"{name}.bias_hh"]
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return jax.nn.sigmoid(o) * jnp.tanh(c), c
-
-    def meta_loss(phi, theta, state):
-        def step(carry, batch):
-            theta, (h1, c1, h2, c2) = carry
-            here, grad = jax.value_and_grad(loss)(theta, *batch)
-            grad = jax.lax.stop_gradient(grad)
-            size = jnp.maximum(jnp.log(jnp.maximum(jnp.abs(grad), tiny)) / p, -1)
-            x = jnp.stack([size, jnp.clip(jnp.exp(p) * grad, -1, 1)], axis=-1)
-            h1, c1 = cell(phi, "cell1", x, h1, c1)
-            h2, c2 = cell(phi, "cell2", h1, h2, c2)
-            move = 0.1 * (h2 @ phi["out.weight"].T + phi["out.bias"])[:, 0]
-            return (theta + move, (h1, c1, h2, c2)), here
-
-        (theta, _), losses = jax.lax.scan(step, (theta, state), (xs[:-1], ys[:-1]))
-        return losses[1:].sum() + loss(theta, xs[-1], ys[-1])
-
-    slope = jax.jit(jax.grad(meta_loss))
-    phi, theta = {k: to_jax(v) for k, v in phi.items()}, to_jax(carry.theta)
-    state = tuple(to_jax(carry.state[k]) for k in ("h1", "c1", "h2", "c2"))
-
-    def work():
-        ours = jax.block_until_ready(slope(phi, theta, state))
-        return {k: torch.tensor(v.__array__()) for k, v in ours.items()}
 
     return work

@@ -1,7 +1,7 @@
 """OHO's step and SMD's look-ahead on perceptrons, as one would write them without this library.
 
-With torch's autograd; with copied modules and finite differences, as the original code of OHO does;
-and in jax. Each function returns what the library's way returns, or a way that does.
+With torch's autograd, with torch.compile, and with copied modules and finite differences, as the
+original code of OHO does. Each function returns what the library's way returns, or a way that does.
 """
 
 import copy
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from booktools.peers import network, unflatten
+from booktools.peers import network
 from learnopt.oho_original import ROOT_EPS, SMALLEST
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
@@ -138,33 +138,32 @@ def plain_descent(task, theta, feeds, start, rule):
     return way
 
 
-def autograd_ahead(task, activation, theta, batches, logs):
-    """d loss after the steps / d logs, by autograd through all of them."""
-    logs = {name: value.clone().requires_grad_() for name, value in logs.items()}
+def ahead(task, gradient, logs, theta, batches):
+    """The loss on the last batch after a step of momentum on each of the others."""
     damping = logs["log_damping"].exp()
     mu, rate = 1 - damping, logs["log_effective_lr"].exp() * damping
-    at, velocity = theta.clone().requires_grad_(), torch.zeros_like(theta)
+    velocity = torch.zeros_like(theta)
     for batch in batches[:-1]:
-        (g,) = torch.autograd.grad(task.loss(at, batch), at, create_graph=True)
-        velocity = mu * velocity + g
-        at = at - rate * velocity
-    slopes = torch.autograd.grad(task.loss(at, batches[-1]), list(logs.values()))
-    return dict(zip(logs, slopes, strict=True))
+        velocity = mu * velocity + gradient(theta, batch)
+        theta = theta - rate * velocity
+    return task.loss(theta, batches[-1])
+
+
+def autograd_ahead(task, activation, theta, batches, logs):
+    """d loss after the steps / d logs, by autograd through all of them."""
+
+    def gradient(at, batch):
+        return torch.autograd.grad(task.loss(at, batch), at, create_graph=True)[0]
+
+    logs = {name: value.clone().requires_grad_() for name, value in logs.items()}
+    found = ahead(task, gradient, logs, theta.clone().requires_grad_(), batches)
+    return dict(zip(logs, torch.autograd.grad(found, list(logs.values())), strict=True))
 
 
 def compiled_ahead(task, activation, theta, batches, logs):
     """The same in one torch.compile, all steps unrolled; see need_compiler."""
     need_compiler()
-
-    def meta_loss(logs, theta, batches):
-        damping = logs["log_damping"].exp()
-        mu, rate = 1 - damping, logs["log_effective_lr"].exp() * damping
-        at, velocity = theta, torch.zeros_like(theta)
-        for batch in batches[:-1]:
-            velocity = mu * velocity + torch.func.grad(task.loss)(at, batch)
-            at = at - rate * velocity
-        return task.loss(at, batches[-1])
-
+    meta_loss = partial(ahead, task, torch.func.grad(task.loss))
     slopes = torch.compile(torch.func.grad(meta_loss))
     return lambda: slopes(logs, theta, batches)
 
@@ -178,110 +177,3 @@ def plain_momentum(task, activation, theta, batches, logs):
         (g,) = torch.autograd.grad(task.loss(at, batch), at)
         with torch.no_grad():
             at.sub_(velocity.mul_(1 - damping).add_(g), alpha=rate)
-
-
-def to_jax(tensor):
-    import jax.numpy as jnp
-
-    return jnp.asarray(tensor.detach().numpy())
-
-
-def to_torch(tree):
-    """A dict of arrays, in the layout's order, as one flat tensor."""
-    return torch.cat([torch.tensor(leaf.__array__()).flatten() for leaf in tree.values()])
-
-
-def jax_loss(layout, activation):
-    """The mean cross-entropy of a network whose weights are a dict of arrays."""
-    import jax
-    import jax.numpy as jnp
-
-    n_layers, s = len(layout.shapes) // 2, {"tanh": jnp.tanh, "relu": jax.nn.relu}[activation]
-
-    def loss(p, x, y):
-        h = x
-        for k in range(n_layers):
-            h = h @ p[f"layer{k}.weight"].T + p[f"layer{k}.bias"]
-            h = s(h) if k < n_layers - 1 else h
-        return -jnp.take_along_axis(jax.nn.log_softmax(h), y[:, None], 1).mean()
-
-    return loss
-
-
-def jax_oho(task, activation, theta, feeds, start, rule):
-    """The recursion as a jitted scan: one linearization, both products by vmap."""
-    import jax
-    import jax.numpy as jnp
-
-    slope, tree = jax.grad(jax_loss(task.layout, activation)), jax.tree.map
-    (mu_lr, mu_decay), limits = rule.rates.values(), rule.limits
-
-    def step(state, feed):
-        p, tangents, lr, decay = state
-        x, y, x_judge, y_judge = feed
-        g, push = jax.linearize(lambda p: slope(p, x, y), p)
-        pull = tree(lambda g, p: g + decay * p, g, p)
-        own = tree(lambda pull, p: jnp.stack([pull, lr * p]), pull, p)
-        tangents = tree(
-            lambda z, h, own: z - lr * (h + decay * z) - own,
-            tangents,
-            jax.vmap(push)(tangents),
-            own,
-        )
-        p = tree(lambda p, pull: p - lr * pull, p, pull)
-        judged = slope(p, x_judge, y_judge)
-        shares = tree(lambda g, z: jnp.tensordot(z, g, g.ndim), judged, tangents)
-        by_lr, by_decay = sum(jax.tree.leaves(shares))
-        lr = jnp.clip(lr - mu_lr * by_lr, *limits["lr"])
-        decay = jnp.clip(decay - mu_decay * by_decay, *limits["weight_decay"])
-        return (p, tangents, lr, decay), None
-
-    run = jax.jit(lambda state, feeds: jax.lax.scan(step, state, feeds)[0])
-    columns = [
-        jnp.stack(list(map(to_jax, c))) for c in zip(*[a + b for a, b in feeds], strict=True)
-    ]
-    p = unflatten(task.layout, to_jax(theta))
-    zeros = tree(lambda p: jnp.zeros((2, *p.shape), p.dtype), p)
-    begin = (p, zeros, *map(jnp.float32, start))
-
-    def way():
-        p, tangents, lr, decay = jax.block_until_ready(run(begin, tuple(columns)))
-        by_lr, by_decay = (tree(lambda z, k=k: z[k], tangents) for k in (0, 1))
-        names = {"theta": p, "by_lr": by_lr, "by_decay": by_decay}
-        numbers = {"lr": torch.tensor([float(lr)]), "weight_decay": torch.tensor([float(decay)])}
-        order = task.layout.shapes
-        flat = {k: to_torch({name: v[name] for name in order}) for k, v in names.items()}
-        return flat | numbers
-
-    return way
-
-
-def jax_ahead(task, activation, theta, batches, logs, mode):
-    """The look-ahead as a scan, differentiated in reverse or forward mode and jitted."""
-    import jax
-    import jax.numpy as jnp
-
-    loss, tree = jax_loss(task.layout, activation), jax.tree.map
-    xs, ys = (jnp.stack(list(map(to_jax, column))) for column in zip(*batches, strict=True))
-
-    def meta_loss(logs, p):
-        damping = jnp.exp(logs["log_damping"])
-        mu, rate = 1 - damping, jnp.exp(logs["log_effective_lr"]) * damping
-
-        def step(state, batch):
-            p, velocity = state
-            velocity = tree(lambda v, g: mu * v + g, velocity, jax.grad(loss)(p, *batch))
-            return (tree(lambda p, v: p - rate * v, p, velocity), velocity), None
-
-        (p, _), _ = jax.lax.scan(step, (p, tree(jnp.zeros_like, p)), (xs[:-1], ys[:-1]))
-        return loss(p, xs[-1], ys[-1])
-
-    slope = jax.jit({"reverse": jax.grad, "forward": jax.jacfwd}[mode](meta_loss))
-    logs = {name: to_jax(value) for name, value in logs.items()}
-    p = unflatten(task.layout, to_jax(theta))
-
-    def way():
-        found = jax.block_until_ready(slope(logs, p))
-        return {name: torch.tensor([float(value)]) for name, value in found.items()}
-
-    return way

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.func import vmap
 
-from booktools import peers
+from booktools import peers, peers_jax
 from booktools.work import Work
 from learnopt import (
     hypergrad,
@@ -25,7 +25,7 @@ N_UNROLL = 20
 WINDOW_PEERS = {
     "torchopt": peers.torchopt_window,
     "higher": peers.higher_window,
-    "jax, a jitted scan": peers.jax_window,
+    "jax, a jitted scan": peers_jax.window,
 }
 
 
