@@ -11,7 +11,8 @@ from learnopt.matmul import matmul
 
 aten = torch.ops.aten
 STATE = ("h1", "c1", "h2", "c2")
-CHUNK = 4096  # coordinates; a window's step over them fits a cache of a few MB
+MINUS_ONE = torch.tensor(-1.0)  # torch.add(MINUS_ONE, s, alpha=2) is 2 s - 1 in one pass
+CHUNK = 5312  # coordinates; a window's step over them fits a cache of a few MB
 
 
 class Window:
@@ -30,7 +31,7 @@ class Window:
     so one sigmoid does all four gates; all buffers allocated once; coordinates never meet, so they
     are worked through in chunks that stay in the processor's cache.
 
-    Memory: about 1,400 bytes a coordinate and step in float32. ``recompute=True`` keeps the inputs
+    Memory: about 1,100 bytes a coordinate and step in float32. ``recompute=True`` keeps the inputs
     alone, 8 or so, and the state, and takes each chunk's forward pass again before its backward
     pass: a third more products, for many tasks side by side.
     """
@@ -92,32 +93,46 @@ class Window:
 
 
 class _Chunk:
-    """The two layers and the output, on a stretch of the coordinates."""
+    """The two layers and the output, on a stretch of the coordinates.
+
+    What a layer reads is laid out so that nothing is copied: block t has the rows h2, h1, 1, x. The
+    first layer's step t reads h1, 1, x of block t and writes h1 of the next block; the second's
+    reads h2, h1, 1 there and writes h2 of the one after.
+    """
 
     def __init__(self, n_in: int, n_steps: int, n: int, dtype):
-        self.layers = [_Layer(k, n_steps, n, dtype) for k in (n_in, N_HIDDEN)]
+        rows = torch.empty(n_steps + 2, 2 * N_HIDDEN + 1 + n_in, n, dtype=dtype)
+        rows[:, 2 * N_HIDDEN] = 1  # for the biases
+        self.x = rows[:, 2 * N_HIDDEN + 1 :]
+        dgates = rows.new_empty(4, N_HIDDEN, n)  # of one step of one layer
+        first, second = ("weight_hh", "bias", "weight_ih"), ("weight_hh", "weight_ih", "bias")
+        self.layers = (
+            _Layer("cell1", first, rows[:, N_HIDDEN:], dgates, n_steps),
+            _Layer("cell2", second, rows[1:, :-n_in], dgates, n_steps),
+        )
 
     def load(self, phi, state) -> None:
         self.phi = phi
-        for layer, k in zip(self.layers, "12", strict=True):
-            layer.load(phi, f"cell{k}")
+        for layer in self.layers:
+            layer.load(phi)
         self.begin({name: leaf.T for name, leaf in state.items() if name in STATE})
 
     def begin(self, columns: dict[str, Tensor]) -> None:
         """Go on from this state, (20, n) each."""
         self.t = 0
         for layer, k in zip(self.layers, "12", strict=True):
-            layer.hidden[0], layer.cells[0] = columns[f"h{k}"], columns[f"c{k}"]
+            layer.hidden[0], layer.cells[0] = columns[f"h{k}"], 2 * columns[f"c{k}"]
 
     def forward(self, x: Tensor) -> Tensor:
+        self.x[self.t] = x
         for layer in self.layers:
-            x = layer.forward(self.t, x)
+            h = layer.forward(self.t)
         self.t += 1
-        return self.phi["out.weight"][0] @ x + self.phi["out.bias"]
+        return self.phi["out.weight"][0] @ h + self.phi["out.bias"]
 
     def columns(self) -> dict[str, Tensor]:
         first, second, t = *self.layers, self.t
-        leaves = first.hidden[t], first.cells[t], second.hidden[t], second.cells[t]
+        leaves = first.hidden[t], first.cells[t] / 2, second.hidden[t], second.cells[t] / 2
         return dict(zip(STATE, leaves, strict=True))
 
     def state(self) -> dict[str, Tensor]:
@@ -130,12 +145,15 @@ class _Chunk:
         first, second = self.layers
         out_weight = self.phi["out.weight"][0]
         slope = torch.zeros_like(out_weight)
+        dh1, dh2 = (torch.zeros_like(layer.hidden[0]) for layer in self.layers)
         for layer in self.layers:
             layer.start_backward()
         for t in reversed(range(self.t)):
             slope += second.hidden[t + 1] @ cotangents[t]
-            first.backward(t, second.backward(t, torch.outer(out_weight, cotangents[t])))
-        slopes = first.slopes("cell1") | second.slopes("cell2")
+            dh2.addcmul_(out_weight[:, None], cotangents[t])
+            dh2, from_above = second.backward(t, dh2).split(N_HIDDEN)
+            dh1 = first.backward(t, from_above.add_(dh1))
+        slopes = first.slopes() | second.slopes()
         slopes |= {"out.weight": slope[None], "out.bias": cotangents.sum()[None]}
         return {name: slopes[name] for name in self.phi}
 
@@ -173,66 +191,69 @@ class _Replayed:
 
 
 class _Layer:
-    """One LSTM layer over a window; arrays are (step, feature, coordinate)."""
+    """One LSTM layer over a window; arrays are (step, feature, coordinate).
 
-    def __init__(self, n_in: int, n_steps: int, n: int, dtype):
+    ``rows`` holds what each step reads, its own h first, and ``order`` names the weights that meet
+    it. Factors of 2 are moved to where they cost nothing: ``cells`` holds 2 c, so that tanh(c) is
+    2 sigmoid(2 c) - 1 with one pass less, and the forget gate's cotangent, which comes out doubled,
+    is halved by the weights that it meets.
+    """
+
+    def __init__(self, name: str, order: tuple[str, ...], rows: Tensor, dgates: Tensor, n_steps):
         def buffer(*shape):
-            return torch.empty(*shape, n, dtype=dtype)
+            return rows.new_empty(*shape, rows.shape[-1])
 
-        self.n_in = n_in
-        self.inputs = buffer(n_steps, n_in + N_HIDDEN + 1).fill_(1)  # rows: x, h, ones
-        self.gates = buffer(n_steps, 4, N_HIDDEN)  # after the sigmoid; g as sigmoid(2 z)
-        self.cells = buffer(n_steps + 1, N_HIDDEN)
+        self.name, self.order, self.rows, self.dgates = name, order, rows, dgates
+        self.hidden = rows[:, :N_HIDDEN]
+        self.gates = buffer(n_steps, 4, N_HIDDEN)  # i, f, g, o
+        self.cells = buffer(n_steps + 1, N_HIDDEN)  # 2 c
         self.tanh_cells = buffer(n_steps, N_HIDDEN)
-        self.hidden = buffer(n_steps + 1, N_HIDDEN)
-        self.dgates = buffer(4, N_HIDDEN)
 
-    def load(self, phi, name) -> None:
-        bias = phi[f"{name}.bias_ih"] + phi[f"{name}.bias_hh"]
-        weight = [phi[f"{name}.weight_ih"], phi[f"{name}.weight_hh"], bias[:, None]]
-        self.weight = torch.cat(weight, dim=1)
+    def load(self, phi) -> None:
+        weights = {part: phi.get(f"{self.name}.{part}") for part in self.order}
+        weights["bias"] = (phi[f"{self.name}.bias_ih"] + phi[f"{self.name}.bias_hh"])[:, None]
+        self.weight = torch.cat(list(weights.values()), dim=1)
+        self.back = self.weight[:, : N_HIDDEN * self.order.index("bias")].clone()  # of the h's
         self.weight[2 * N_HIDDEN : 3 * N_HIDDEN] *= 2  # g: tanh(z) = 2 sigmoid(2 z) - 1
+        self.back[N_HIDDEN : 2 * N_HIDDEN] /= 2
 
-    def forward(self, t: int, x: Tensor) -> Tensor:
-        rows, gates = self.inputs[t], self.gates[t]
-        rows[: self.n_in] = x
-        rows[self.n_in : -1] = self.hidden[t]
-        flat = gates.view(4 * N_HIDDEN, -1)
-        torch.sigmoid(matmul(self.weight, rows), out=flat)
-        i, f, s, o = gates
-        cell = torch.mul(f, self.cells[t], out=self.cells[t + 1])
-        cell.addcmul_(i, s, value=2).sub_(i)  # f c + i (2 s - 1)
-        torch.mul(cell, 2, out=self.tanh_cells[t]).sigmoid_().mul_(2).sub_(1)
-        return torch.mul(o, self.tanh_cells[t], out=self.hidden[t + 1])
+    def forward(self, t: int) -> Tensor:
+        (i, f, g, o), tanh_cell = self.gates[t], self.tanh_cells[t]
+        flat = self.gates[t].view(4 * N_HIDDEN, -1)
+        torch.sigmoid(matmul(self.weight, self.rows[t]), out=flat)
+        torch.add(MINUS_ONE, g, alpha=2, out=g)
+        cell = torch.mul(f, self.cells[t], out=self.cells[t + 1]).addcmul_(i, g, value=2)
+        torch.sigmoid(cell, out=tanh_cell)
+        torch.add(MINUS_ONE, tanh_cell, alpha=2, out=tanh_cell)
+        return torch.mul(o, tanh_cell, out=self.hidden[t + 1])
 
     def start_backward(self) -> None:
-        self.dweight = torch.zeros_like(self.weight)
-        self.dh = torch.zeros_like(self.hidden[0])  # from the next step
-        self.dc = torch.zeros_like(self.hidden[0])
+        self.dweight = torch.zeros_like(self.weight.T)
+        self.dc = torch.zeros_like(self.cells[0])  # from the next step
 
     def backward(self, t: int, dh: Tensor) -> Tensor:
-        """Cotangent of h from above ``(20, n)`` to the cotangent of x ``(n_in, n)``."""
-        (i, f, s, o), tanh_cell, d = self.gates[t], self.tanh_cells[t], self.dgates
-        dh += self.dh
-        self.dc += aten.tanh_backward(dh * o, tanh_cell)
-        torch.mul(self.dc, s, out=d[0]).mul_(2).sub_(self.dc)  # g = 2 s - 1
+        """Cotangent of h ``(20, n)`` to that of the h's which the step read."""
+        (i, f, g, o), tanh_cell, d = self.gates[t], self.tanh_cells[t], self.dgates
+        self.dc += aten.tanh_backward(torch.mul(dh, o, out=d[3]), tanh_cell, grad_input=d[3])
+        torch.mul(self.dc, g, out=d[0])
         torch.mul(self.dc, self.cells[t], out=d[1])
-        torch.mul(self.dc, i, out=d[2]).mul_(2)
+        torch.mul(self.dc, i, out=d[2])
         torch.mul(dh, tanh_cell, out=d[3])
         self.dc *= f
-        aten.sigmoid_backward(d, self.gates[t], grad_input=d)
+        aten.sigmoid_backward(d[:2], self.gates[t, :2], grad_input=d[:2])
+        aten.tanh_backward(d[2], g, grad_input=d[2])
+        aten.sigmoid_backward(d[3], o, grad_input=d[3])
         flat = d.view(4 * N_HIDDEN, -1)
-        self.dweight += matmul(flat, self.inputs[t].T)
-        dinputs = matmul(self.weight.T, flat)
-        self.dh = dinputs[self.n_in : -1]
-        return dinputs[: self.n_in]
+        self.dweight += matmul(self.rows[t], flat.T)
+        return matmul(self.back.T, flat)
 
-    def slopes(self, name: str) -> dict[str, Tensor]:
-        self.dweight[2 * N_HIDDEN : 3 * N_HIDDEN] *= 2  # undo the scaling of load
-        bias = self.dweight[:, -1]
-        return {
-            f"{name}.weight_ih": self.dweight[:, : self.n_in],
-            f"{name}.weight_hh": self.dweight[:, self.n_in : -1],
-            f"{name}.bias_ih": bias,
-            f"{name}.bias_hh": bias,
-        }
+    def slopes(self) -> dict[str, Tensor]:
+        weight = self.dweight.T.clone()
+        weight[N_HIDDEN : 2 * N_HIDDEN] /= 2
+        n_in = weight.shape[1] - N_HIDDEN - 1
+        widths = {"weight_hh": N_HIDDEN, "weight_ih": n_in, "bias": 1}
+        parts = weight.split([widths[part] for part in self.order], dim=1)
+        slopes = dict(zip(self.order, parts, strict=True))
+        bias = slopes.pop("bias")[:, 0]
+        slopes |= {"bias_ih": bias, "bias_hh": bias}
+        return {f"{self.name}.{part}": slope for part, slope in slopes.items()}
