@@ -1,7 +1,4 @@
-"""The fast path of the LSTM optimizer: a window of steps with a hand-written backward pass.
-
-The same network, numbers and state as ``lstm_optimizer.lstm``; the derivation is in ``Window``.
-"""
+"""The fast path of ``lstm_optimizer.lstm``: a window of steps, its backward pass by hand."""
 
 import torch
 from torch import Tensor
@@ -16,30 +13,27 @@ CHUNK = 5312  # coordinates; a window's step over them fits a cache of a few MB
 
 
 class Window:
-    """Fast path: a window of up to ``n_steps`` steps over ``n`` coordinates, first order.
+    """Fast path: a window of up to ``n_steps`` steps over ``n`` coordinates, first order, on a CPU.
 
     With gradients taken as constants, the window's meta-loss sum_t w_t f(theta_t) depends on phi
     only through the updates u_s, and theta_t moves one for one with each u_s, s < t. So
 
         d meta_loss / d phi = sum_s <S_s, d u_s / d phi>,    S_s = sum_{t > s} w_t grad f(theta_t)
 
-    Run ``forward`` step by step with no autograd, then ``backward`` once with the suffix sums S:
-    ordinary backpropagation through the LSTM alone. A test holds it to reverse mode.
+    Run ``forward`` step by step, then ``backward`` once with the suffix sums S: backpropagation
+    through the LSTM alone, without autograd. A test holds it to reverse mode.
 
     What it exploits: coordinates in columns, so a layer is one matmul ``(80, 41) @ (41, n)`` with
-    the biases as a row of ones, and each gate is a contiguous block; tanh(x) = 2 sigmoid(2x) - 1,
-    so one sigmoid does all four gates; all buffers allocated once; coordinates never meet, so they
-    are worked through in chunks that stay in the processor's cache.
+    the biases as a row of ones; one sigmoid for all four gates, since tanh(x) = 2 sigmoid(2x) - 1;
+    buffers allocated once; chunks of coordinates, which never meet, so that what one operation of a
+    step leaves to the next is in the processor's cache.
 
     Memory: about 1,100 bytes a coordinate and step in float32. ``recompute=True`` keeps the inputs
-    alone, 8 or so, and the state, and takes each chunk's forward pass again before its backward
-    pass: a third more products, for many tasks side by side.
+    alone, 8 or so, and the state, and repeats each chunk's forward pass before its backward pass.
     """
 
-    def __init__(
-        self, inputs: str, out_scale: float, n_steps: int, n: int, dtype=torch.float32,
-        recompute: bool = False,
-    ):  # fmt: skip
+    def __init__(self, inputs: str, out_scale: float, n_steps: int, n: int, dtype=torch.float32,
+                 recompute: bool = False):  # fmt: skip
         sizes = [len(part) for part in torch.empty(n).split(CHUNK)]
         self.inputs, self.out_scale = inputs, out_scale
         made, shape = {}, (N_INPUTS[inputs], n_steps)
@@ -95,9 +89,9 @@ class Window:
 class _Chunk:
     """The two layers and the output, on a stretch of the coordinates.
 
-    What a layer reads is laid out so that nothing is copied: block t has the rows h2, h1, 1, x. The
-    first layer's step t reads h1, 1, x of block t and writes h1 of the next block; the second's
-    reads h2, h1, 1 there and writes h2 of the one after.
+    Nothing that a layer reads is copied: block t of memory has the rows h2, h1, 1, x. The first
+    layer reads h1, 1, x there and writes h1 of block t + 1; the second reads h2, h1, 1 of that one
+    and writes h2 of block t + 2.
     """
 
     def __init__(self, n_in: int, n_steps: int, n: int, dtype):
@@ -118,7 +112,6 @@ class _Chunk:
         self.begin({name: leaf.T for name, leaf in state.items() if name in STATE})
 
     def begin(self, columns: dict[str, Tensor]) -> None:
-        """Go on from this state, (20, n) each."""
         self.t = 0
         for layer, k in zip(self.layers, "12", strict=True):
             layer.hidden[0], layer.cells[0] = columns[f"h{k}"], 2 * columns[f"c{k}"]
@@ -193,10 +186,8 @@ class _Replayed:
 class _Layer:
     """One LSTM layer over a window; arrays are (step, feature, coordinate).
 
-    ``rows`` holds what each step reads, its own h first, and ``order`` names the weights that meet
-    it. Factors of 2 are moved to where they cost nothing: ``cells`` holds 2 c, so that tanh(c) is
-    2 sigmoid(2 c) - 1 with one pass less, and the forget gate's cotangent, which comes out doubled,
-    is halved by the weights that it meets.
+    ``rows`` is what the steps read, its own h first; ``order`` names the weights that meet them.
+    ``cells`` is 2 c, for tanh(c) = 2 sigmoid(2 c) - 1. It doubles f's cotangent; ``back`` undoes that.
     """
 
     def __init__(self, name: str, order: tuple[str, ...], rows: Tensor, dgates: Tensor, n_steps):
