@@ -187,7 +187,7 @@ class _Layer:
     """One LSTM layer over a window; arrays are (step, feature, coordinate).
 
     ``rows`` is what the steps read, its own h first; ``order`` names the weights that meet them.
-    ``cells`` is 2 c, for tanh(c) = 2 sigmoid(2 c) - 1. It doubles f's cotangent; ``back`` undoes that.
+    ``cells`` is 2 c, for tanh(c) = 2 sigmoid(2 c) - 1; for it, f's row of ``back`` is halved.
     """
 
     def __init__(self, name: str, order: tuple[str, ...], rows: Tensor, dgates: Tensor, n_steps):
