@@ -140,6 +140,12 @@ def test_no_main_criterion_in_most_records_is_not_reproduced(tmp_path):
     assert found.reason.startswith("1 of 3 criteria hold.")
 
 
+def test_a_rule_of_one_criterion_is_not_said_to_have_all_of_them():
+    held = rules.Outcome("lower", True, 2, 2)
+    assert rules._reason([held]) == "its one criterion holds"
+    assert rules._reason([held, held]) == "all 2 criteria hold"
+
+
 def test_without_records_or_seeds_it_is_not_run_and_says_why(tmp_path):
     write_claims(tmp_path, row())
     assert verdict(tmp_path)[:2] == ("not run", "nobody has run it")

@@ -154,7 +154,7 @@ def _reason(outcomes):
     """What did not hold everywhere, main criteria first; or that everything did."""
     short = [outcome for outcome in outcomes if not outcome.always]
     if not short:
-        return f"all {len(outcomes)} criteria hold"
+        return f"all {len(outcomes)} criteria hold" if outcomes[1:] else "its one criterion holds"
     parts = [f"{outcome.say}: {_count(outcome)}" for outcome in short]
     return f"{len(outcomes) - len(short)} of {len(outcomes)} criteria hold. " + "; ".join(parts)
 
