@@ -81,6 +81,13 @@ def test_ticks_are_round_numbers_inside_the_axis():
     assert "10⁻⁴" in [text for _, text in y_axis.ticks()]
 
 
+def test_a_tick_between_two_powers_of_ten_says_its_factor():
+    _, y_axis = svg.axes([[0, 10]], [[1.5e-4, 3e-3]], None, None, False, True)
+    assert [text for _, text in y_axis.ticks()] == ["2·10⁻⁴", "5·10⁻⁴", "0.001", "0.002"]
+    _, y_axis = svg.axes([[0, 10]], [[1500, 30_000]], None, None, False, True)
+    assert [text for _, text in y_axis.ticks()] == ["2·10³", "5·10³", "10⁴", "2·10⁴"]
+
+
 def test_a_run_that_diverges_leaves_a_gap_and_raises_no_warning():
     y = np.array([1.0, 2.0, np.nan, np.inf, 3.0])
     path = stored(make(lines={"loss": (STEPS, y)}))["paths"][0][0]

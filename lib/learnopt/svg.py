@@ -146,5 +146,7 @@ def _limits(arrays, limits, log) -> tuple[float, float]:
 
 def _number(value: float, log: bool) -> str:
     if log and not 0.001 <= value <= 1000:
-        return "10" + str(round(math.log10(value))).translate(SUPERSCRIPTS)
+        factor, exponent = f"{value:.3e}".split("e")
+        power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+        return power if float(factor) == 1 else f"{float(factor):g}·{power}"
     return f"{value:.4g}".replace("-", "\u2212")  # the minus sign
