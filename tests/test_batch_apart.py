@@ -215,6 +215,16 @@ def test_a_run_starts_after_the_one_that_it_needs_and_with_its_file(tmp_path, pa
     assert taken.cells[-1].outputs[0].text == "by the first\n"
 
 
+def test_a_finished_run_without_the_file_that_is_needed_is_named(tmp_path):
+    need = needs.Need(tmp_path / "01_first" / "seed0", "trained.npz", "mnist-seed0.npz")
+    need.folder.mkdir(parents=True)
+    assert needs.bring(need, plan.DONE, tmp_path / "run")  # not finished: what the library has
+    (need.folder / plan.DONE).touch()
+    with pytest.raises(InputError) as caught:
+        needs.bring(need, plan.DONE, tmp_path / "run")
+    assert str(need.folder / "trained.npz") in str(caught.value)
+
+
 def test_the_library_loads_what_a_run_has_just_trained(tmp_path, monkeypatch):
     phi = lstm_optimizer.init_phi("log", torch.Generator().manual_seed(3))
     lstm_optimizer.save(tmp_path / "mnist-seed0.npz", phi, "log", 0.1, "this test")

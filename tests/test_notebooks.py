@@ -192,6 +192,19 @@ def test_a_second_run_with_the_same_results_changes_nothing(tmp_path):
     assert [cell.id for cell in chapters.read(good).cells] == [f"cell-{i}" for i in range(7)]
 
 
+def test_a_chapter_that_is_edited_while_it_runs_is_not_stored_and_counts_as_failed(tmp_path):
+    edit = "from pathlib import Path\npath = Path('01_small.ipynb')\n"
+    edit += "_ = path.write_text(path.read_text() + '\\n')"
+    path = chapter_maker.write_whole(tmp_path / "notebooks", "01_small", edit)
+    before = path.read_text()
+
+    result = run("--notebooks", path.parent, "run", "--store", "--target", tmp_path / "out")
+
+    assert result.returncode == 1
+    assert "NOT STORED: the chapter was edited while it ran" in result.stdout
+    assert path.read_text() == before + "\n"
+
+
 def test_the_smoke_preset_reaches_the_chapter_and_is_never_stored(tmp_path):
     path = chapter_maker.write_whole(
         tmp_path, "01_small", "import os; print(preset, n_steps, os.environ['OMP_NUM_THREADS'])"

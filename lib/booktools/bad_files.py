@@ -92,7 +92,6 @@ claims:
 """
 TABLE = [["claim", "what", "metric", "value", "high", "tag"],
          ["a-claim", "loss", "loss_adam", "0.5", "", "digitised"]]  # fmt: skip
-METRICS = ("loss_lstm", "loss_adam", "gain", "gain_low", "gain_high")
 
 
 def _pack_claims(tree):

@@ -64,9 +64,16 @@ def source(need, mark):
 
 
 def bring(need, mark, folder):
-    """Copy the file into the folder of the run; return what the run is to be told."""
+    """Copy the file into the folder of the run; return what the run is to be told.
+
+    Raises InputError if the other run is finished and has left no such file.
+    """
     path, target = source(need, mark), folder / FOLDER / need.name
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     if path.is_file():
         atomic.write({target: path.read_bytes()})
+    elif path.parent == need.folder:
+        raise InputError(
+            f"{path}: not there, though this run is finished; delete its {mark} to run it again"
+        )
     return {"LEARNOPT_TRAINED": str(folder / FOLDER)}

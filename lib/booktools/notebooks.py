@@ -3,7 +3,8 @@
     python -m booktools.notebooks run [--preset quick] [--store] [--jobs N] [NN ...]
     python -m booktools.notebooks check
 
-Run from the root of the book. Exit code: 0, 1 if a chapter fails or is at fault, 2 for bad input.
+Run from the root of the book. Exit code: 0, 1 if a chapter fails, is at fault or was edited
+while it ran (its outputs are then not stored), 2 for bad input.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from booktools import chapters, form, normalise, presets
 from booktools.chapters import InputError
 from learnopt import atomic
 
+NOT_STORED = "NOT STORED: the chapter was edited while it ran"
 
 def main(argv=None):
     arguments = parser().parse_args(argv)
@@ -37,7 +39,7 @@ def parser():
     commands.add_parser("check", help="check the form of every chapter and its presets")
     run = commands.add_parser("run", help="execute chapters into _build/runs/<preset>/")
     run.add_argument("chapters", nargs="*", metavar="NN", help="e.g. 01 03; all by default")
-    run.add_argument("--preset", default=presets.QUICK, help="quick, smoke or paper")
+    run.add_argument("--preset", default=presets.QUICK, help="quick, smoke, paper, ... (book/how_to_run.md)")
     run.add_argument("--store", action="store_true", help="keep the outputs in the chapters")
     run.add_argument("--jobs", type=int, default=1, help="chapters at the same time")
     run.add_argument("--target", type=Path, default=Path("_build/runs"), metavar="FOLDER")
@@ -56,7 +58,7 @@ def check(folder):
 
 
 def run(arguments):
-    """Execute the chapters; print the seconds of each; return 1 if one fails."""
+    """Execute the chapters; print the seconds of each; return 1 if one fails or is not stored."""
     if arguments.store and arguments.preset != presets.QUICK:
         raise InputError(f"--store keeps the outputs of {presets.QUICK} only")
     if arguments.jobs < 1:
@@ -75,8 +77,8 @@ def run(arguments):
         for number, future in enumerate(as_completed(futures), start=1):
             source, target, _ = futures[future]
             seconds, error = future.result()
-            n_failed += error is not None
             outcome = error or (store(target, source, before[source]) if arguments.store else "")
+            n_failed += error is not None or outcome == NOT_STORED
             print(f"[{number}/{len(todo)}] {source.stem}  {seconds:.1f} s  {outcome}", flush=True)
             if error:
                 print(f"  see {target}", flush=True)
@@ -103,7 +105,7 @@ def _execute(source, target, values):
 def store(executed, chapter, before):
     """Write the outputs into the chapter, whose text was `before`; say what came of it."""
     if chapter.read_text("utf-8") != before:
-        return "NOT STORED: the chapter was edited while it ran"
+        return NOT_STORED
     text = normalise.text(normalise.normalise(chapters.read(executed)))
     if text == before:
         return "unchanged"
