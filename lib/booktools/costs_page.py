@@ -8,7 +8,7 @@ work and hold no number that was measured.
 
 import json
 
-from learnopt import provenance
+from learnopt import atomic, provenance
 
 HEAD = """\
 <!-- Written by `make bench` from data/results/bench.json. Do not edit. -->
@@ -31,18 +31,19 @@ comparison. Absolute times belong to the machine: measure yours with `make bench
 
 The processor's own limit is measured in the same run, as the rate of large matrix products on one
 thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. The better of the two
-is the limit: what a computation reaches of it is the time that its matrix products would take at
-that rate, over the time that it took in all.
+is the limit: the share that a computation reaches is the time that its matrix products would take
+at that rate, over the time that it took in all.
 """
 WHY = {
     "lstm_window": """\
 What bounds it: the matrix products of the two LSTM layers, forward and backward, and the sigmoids
 of four gates for each coordinate and step. The plain ways build a graph of small operations, step
-by step, and keep what each of them saved. By hand, the window runs without autograd, goes back over
-all coordinates at once with suffix sums of the gradients, and writes into buffers that it made once
-([the derivation](api.md)). With 20 units to a layer its products are narrow. What they read is
-rarely in the cache: a step writes all that the way back will read, and that goes through main
-memory.""",
+by step, and keep what each of them saved. By hand, the window runs without autograd, goes back with
+suffix sums of the gradients, and writes into buffers that it made once
+([the derivation](api.md)). It takes the coordinates in chunks, so that what one operation of a step
+leaves to the next is in the processor's cache. What the way back reads is not: each step has
+written it long before, and it comes from main memory. With 20 units to a layer the products are
+narrow.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory.""",
@@ -102,7 +103,7 @@ def write(root=None) -> None:
     """Write book/costs.md of a checkout."""
     root = root or provenance.checkout()
     bench = json.loads((root / "data" / "results" / "bench.json").read_text())
-    (root / "book" / "costs.md").write_text(render(bench))
+    atomic.write({root / "book" / "costs.md": render(bench).encode()})
 
 
 def _machine(bench: dict) -> str:

@@ -33,7 +33,7 @@ records of one that was not killed. | {kills} batches killed (SIGKILL) at random
 every other one with all its processes at once; {kept} finished runs and {cut} under way at \
 these moments | {compared} records equal in all but \
 their provenance |
-| Who reads a record while it is written finds all of it, or none. | {read:,} readings meanwhile | \
+| A reader of a record that is being written sees all of it or nothing. | {read:,} readings meanwhile | \
 each whole |
 | A long run goes on from its checkpoint bit for bit. | {long} kills of a meta-training, {after} \
 of them after its first checkpoint | {runs} runs with the same digest, one of them not killed |
