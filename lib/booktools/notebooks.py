@@ -39,7 +39,7 @@ def parser():
     commands.add_parser("check", help="check the form of every chapter and its presets")
     run = commands.add_parser("run", help="execute chapters into _build/runs/<preset>/")
     run.add_argument("chapters", nargs="*", metavar="NN", help="e.g. 01 03; all by default")
-    run.add_argument("--preset", default=presets.QUICK, help="quick, smoke, paper, ... (book/how_to_run.md)")
+    run.add_argument("--preset", default=presets.QUICK, help="quick, smoke, paper, ...")
     run.add_argument("--store", action="store_true", help="keep the outputs in the chapters")
     run.add_argument("--jobs", type=int, default=1, help="chapters at the same time")
     run.add_argument("--target", type=Path, default=Path("_build/runs"), metavar="FOLDER")

@@ -33,8 +33,8 @@ records of one that was not killed. | {kills} batches killed (SIGKILL) at random
 every other one with all its processes at once; {kept} finished runs and {cut} under way at \
 these moments | {compared} records equal in all but \
 their provenance |
-| A reader of a record that is being written sees all of it or nothing. | {read:,} readings meanwhile | \
-each whole |
+| A reader of a record that is being written sees all of it or nothing. | \
+{read:,} readings meanwhile | each whole |
 | A long run goes on from its checkpoint bit for bit. | {long} kills of a meta-training, {after} \
 of them after its first checkpoint | {runs} runs with the same digest, one of them not killed |
 | A full disk gives a clear error and changes no file. | {full} writings under a limit of 0, 1 or \
