@@ -19,6 +19,7 @@ from learnopt import atomic
 
 NOT_STORED = "NOT STORED: the chapter was edited while it ran"
 
+
 def main(argv=None):
     arguments = parser().parse_args(argv)
     try:

@@ -91,7 +91,7 @@ def folder(root=None):
 
 
 def fetch(name, root=None):
-    """The path of the data set's file; if it is not there, download it, whole or not at all."""
+    """The path of the data set's file, fetched whole or not at all. Raises DatasetError."""
     _source(name)
     path = folder(root) / f"{name}.npz"
     if path.exists():
@@ -111,7 +111,7 @@ def fetch(name, root=None):
 
 
 def write(name, path, found):
-    """Write the arrays as a data file that carries its checksum; whole or not at all."""
+    """Write arrays as a data file with its checksum, whole or not at all. Raises DatasetError."""
     kept = {key: found[key] for key in _source(name).arrays if key in found}
     wrong = download.problem(name, kept)
     if wrong:
@@ -126,7 +126,7 @@ def write(name, path, found):
 
 
 def split(n, sizes, generator):
-    """Disjoint random index tensors of these sizes out of range(n), e.g. halves of 60,000."""
+    """Disjoint random index tensors of these sizes from range(n). Raises ValueError beyond n."""
     if sum(sizes) > n:
         raise ValueError(f"sizes {tuple(sizes)} need {sum(sizes)} items, there are {n}")
     order = torch.randperm(n, generator=generator, device=generator.device)
@@ -134,7 +134,7 @@ def split(n, sizes, generator):
 
 
 def pool(x, k):
-    """Average non-overlapping k x k blocks of images (..., H, W) to (..., H / k, W / k)."""
+    """Means of the k x k blocks of images (..., H, W): (..., H / k, W / k). Raises ValueError."""
     if x.shape[-1] % k or x.shape[-2] % k:
         raise ValueError(f"images of {tuple(x.shape[-2:])} do not divide into {k} x {k} blocks")
     return x.unflatten(-1, (-1, k)).unflatten(-3, (-1, k)).mean((-3, -1))
@@ -160,7 +160,7 @@ def minibatches(x, y, batch_size, n_batches, generator, drop_last=False):
 
     A pass ends on a short batch where batch_size does not divide len(x) (30,000 images at 128: 235
     batches, the last of 48); drop_last leaves it out. The whole order is drawn here: reading the
-    batches twice, or in part, gives the same ones.
+    batches twice, or in part, gives the same ones. Raises ValueError where sizes do not fit.
     """
     n = len(x)
     if len(y) != n or not 1 <= batch_size <= n:

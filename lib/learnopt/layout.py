@@ -51,7 +51,10 @@ class Layout:
         }
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of ``views``: named ``(..., *shape)`` to one ``(..., n)``."""
+        """The inverse of ``views``: named ``(..., *shape)`` to one ``(..., n)``.
+
+        Raises ValueError for other names than the layout's.
+        """
         if tensors.keys() != self.shapes.keys():
             raise ValueError(f"expected tensors {list(self.shapes)}, got {list(tensors)}")
         parts = []

@@ -84,7 +84,10 @@ def averaged(grad: Tensor, averages: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lstm(inputs: str = "log", out_scale: float = 0.1) -> Optimizer:
-    """The learned optimizer. The thesis: ("raw", 1.0) on quadratics, ("log", 0.1) on networks."""
+    """The learned optimizer. The thesis: ("raw", 1.0) on quadratics, ("log", 0.1) on networks.
+
+    Raises ValueError for inputs that are not in N_INPUTS.
+    """
     if inputs not in N_INPUTS:
         raise ValueError(f"inputs {inputs!r} is not one of {sorted(N_INPUTS)}")
 
@@ -193,7 +196,10 @@ def _problem(found: dict[str, np.ndarray]) -> str | None:
 
 
 def save(path, phi, inputs: str, out_scale: float, about: str) -> None:
-    """Write a trained optimizer for ``load``: float32 arrays, about 25 kB, no pickle."""
+    """Write a trained optimizer for ``load``: float32 arrays, about 25 kB, no pickle.
+
+    Raises OptimizerError where the file cannot be written.
+    """
     content = io.BytesIO()
     leaves = {name: leaf.detach().float().numpy() for name, leaf in phi.items()}
     np.savez_compressed(content, **leaves, inputs=inputs, out_scale=out_scale, about=about)

@@ -1,7 +1,7 @@
 """What a computation costs: bytes that are alive at one time, and seconds.
 
 n_bytes = peak_bytes(lambda: hypergrad.reverse(step, phi, carry, feeds))
-seconds = median_seconds(lambda: hypergrad.reverse(step, phi, carry, feeds), n_repeats=5)
+seconds = cpu_seconds(lambda: hypergrad.reverse(step, phi, carry, feeds), n_repeats=5)
 """
 
 import statistics

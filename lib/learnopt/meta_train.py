@@ -103,7 +103,7 @@ def losses(task: Task, inputs: str, out_scale: float, phi, runs: unroll.Runs) ->
 class Settings(NamedTuple):
     """How to meta-train. The defaults are the thesis' quadratic, with every update credited."""
 
-    inputs: str = "raw"  # what the LSTM sees: "raw" or "log" gradients
+    inputs: str = "raw"  # what the LSTM sees: "raw" or "log" gradients, or "rnnprop"
     out_scale: float = 1.0  # thesis: 1.0 quadratic, 0.1 networks
     lr: float = 0.003  # Adam on phi; thesis: 0.003 quadratic, 0.01 MNIST
     clip: float = math.inf  # largest norm of a meta-gradient; thesis: none

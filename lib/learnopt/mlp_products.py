@@ -1,7 +1,7 @@
 """The fast path for multilayer perceptrons: a gradient, and later Hessian-vector products.
 
     parts = split(layout, theta)                       # theta (b, n): b networks, or (n,): one
-    gradient, loss, tape = forward_backward("tanh", parts, x, labels)
+    gradient, tape = forward_backward("tanh", parts, x, labels)
     found = products(tape, split(layout, vectors))     # vectors (b, K, n), or (K, n)
     join(gradient), join(found)                        # the shapes of theta and of vectors
 

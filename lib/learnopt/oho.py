@@ -74,8 +74,9 @@ class Rule(NamedTuple):
 def run(learner, rule, phi, state, feeds: Iterable, begin=0, factor=None, record=None):
     """Train on ``feeds``, pairs (training batch, validation batch), from step ``begin`` on.
 
-    ``factor(t)`` scales the learning rate of step t, for schedules. ``record(t, phi, state)`` is
-    called before each step. Returns phi, the state and what was recorded.
+    ``factor(t)`` scales the learning rate of step t: a schedule, for runs that are not tuned
+    (``rates={}``), since the slopes leave it out. ``record(t, phi, state)`` is called before each
+    step. Returns phi, the state and what was recorded.
     """
     recorded = []
     for t, (batch, judge) in enumerate(feeds, begin):

@@ -31,8 +31,10 @@ NAMES = ("lr", "weight_decay")
 class OHO:
     """Trains ``model`` in place while tuning its learning rate and weight decay.
 
-    loss: (outputs, targets) -> (). rule: an ``oho.Rule``; its default is the paper's. opt: an
-    optimizer; gradient descent by default. sets: "one", "tensor", or a number of groups of layers;
+    loss: (outputs, targets) -> (). rule: an ``oho.Rule``; its default is the paper's, whose limits
+    cut a weight_decay above 2e-4 to 2e-4 at the first meta-step. opt: an optimizer that takes
+    ``lr``, so not one that is ``scheduled``; gradient descent by default. sets: "one", "tensor", or
+    a number of groups of layers;
     with more than one set each has exact tangents. Other hyperparameters of ``opt`` stand in
     ``fixed``, e.g. {"logit_momentum": torch.tensor(2.2)}. Raises ValueError for a model with no
     trainable parameter, or parameters of several types or devices.

@@ -1,4 +1,4 @@
-"""The original code's recursion, for comparison: five differences, each of which can be undone.
+"""The original code's recursion, for comparison: four differences, each of which can be undone.
 
     hyper = Original(task)                                      # as published
     exact = Original(task, factor=1, late=False, stale=False, products=exact_product)
@@ -9,8 +9,9 @@ Read from github.com/jiwoongim/OHO at commit 1c0bdd1. Against the derivation (se
 - ``factor`` 2: the tangents take the penalty as lambda |theta|^2, training as lambda/2 |theta|^2;
 - ``late``: the Hessian and theta in the tangents are those after the step, g is that before it;
 - ``stale``: lambda's tangent uses the rate that this very meta-step has just changed;
-- ``products``: a central difference in float32 whose step does not shrink with the vector;
-- where there are several sets, one pair of tangents for all (``shared`` in ``oho``; not here).
+- ``products``: a central difference in float32 whose step does not shrink with the vector.
+
+A fifth is not here: for several sets it has one pair of tangents (``shared`` in ``oho``).
 """
 
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def difference_product(slope: Callable, theta: Tensor, vector: Tensor, n_first: 
 
 
 class Original(NamedTuple):
-    """The recursion with the original's five habits, or without some of them."""
+    """The recursion with the original's four habits, or without some of them."""
 
     task: Task
     factor: int = 2

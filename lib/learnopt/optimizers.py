@@ -175,7 +175,8 @@ def scheduled(opt: Optimizer, factor: Callable) -> Optimizer:
     """The same rule with the learning rate ``exp(log_lr) * factor(phi, t)`` at step t = 0, 1, ...
 
     The step count rides in the state as a floating scalar, so the schedule's own knobs in phi
-    get hypergradients like any other.
+    get hypergradients like any other. phi must hold ``log_lr`` (or ``log_effective_lr``): a phi
+    with ``lr``, as that of ``oho_module.OHO``, does not work.
     """
 
     def init(theta):

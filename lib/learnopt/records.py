@@ -53,7 +53,7 @@ class RecordError(ValueError):
 class Record(NamedTuple):
     chapter: str
     name: str
-    preset: str  # "smoke", "quick" or "paper"
+    preset: str  # "smoke", "quick", "paper", ...
     parameters: dict  # what the run was told
     metrics: dict  # name -> int or float; nan and inf are legal
     curves: dict  # name -> float32 array
@@ -131,7 +131,10 @@ def load(path):
 
 
 def paths(chapter, pattern="*", root=None):
-    """The JSON files of the records that match, sorted by name, 'seed2' before 'seed10'."""
+    """The JSON files of the records that match, sorted by name, 'seed2' before 'seed10'.
+
+    Raises RecordError for a chapter or a pattern that is no name, and where no folder is found.
+    """
     if not (isinstance(pattern, str) and PATTERN.fullmatch(pattern)):
         raise RecordError(
             f"{short(pattern)} is no pattern of record names: like 'paper-*', no slash"
@@ -142,7 +145,10 @@ def paths(chapter, pattern="*", root=None):
 
 
 def find(chapter, pattern="*", root=None):
-    """The records of a chapter whose name matches `pattern` ('paper-*'), sorted by name."""
+    """The records of a chapter whose name matches `pattern` ('paper-*'), sorted by name.
+
+    Raises RecordError, as ``paths`` and ``load`` do.
+    """
     return [load(path) for path in paths(chapter, pattern, root)]
 
 

@@ -1,6 +1,8 @@
 """The loss as a function of a schedule's knobs, at every horizon, from one pass.
 
-    losses = losses_at(task, opt, phis, theta, batches, horizons=[100, 1000], score=score)
+    losses = losses_at(
+        task, opt, phis, theta, batches, horizons=[100, 1000], score=score, rate=rate
+    )
 
 If the rate of step t does not depend on the length of the run, a run of 20,000 steps has been a run
 of 100 steps on the way (Wu et al. 2018, figure 5, tried each horizon anew). All points run side by

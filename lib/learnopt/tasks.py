@@ -85,7 +85,8 @@ def mlp(
 
     Weights start at N(0, weight_std^2) and biases at 0 (the thesis: 0.001; Wu et al.: 0.05);
     ``weight_std=None`` is torch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for both. A batch is
-    (x ``(batch, ...)``, labels ``(batch,)``); x is flattened.
+    (x ``(batch, ...)``, labels ``(batch,)``); x is flattened. Raises ValueError for an activation
+    that is not in ACTIVATIONS.
     """
     shapes = {}
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
@@ -142,7 +143,7 @@ def conv_net(
 
 
 def accuracy(task: Task, theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
-    """The fraction () of x that a classifier labels rightly."""
+    """The fraction () of x that a classifier labels correctly."""
     return (task.predict(theta, x).argmax(-1) == labels).double().mean()
 
 
