@@ -306,8 +306,11 @@ def test_the_shared_profile_runs_and_the_order_holds_in_the_engine(tmp_path, pai
 def test_the_command_of_the_kubernetes_job_is_one_that_the_batch_takes():
     job = yaml.safe_load((PROFILES / "kubernetes.yaml").read_text())
     container = job["spec"]["template"]["spec"]["containers"][0]
-    arguments = batch.parser().parse_args(container["args"])
+    cut = container["args"].index("--")
+    arguments = batch.parser().parse_args(container["args"][:cut])
     assert arguments.shared and str(arguments.runs).startswith("/shared/")
+    option, profile = container["args"][cut + 1 :]
+    assert option == "--profile" and (ROOT / profile / "config.yaml").is_file()
     [volume] = job["spec"]["template"]["spec"]["volumes"]
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/shared"}]
 
