@@ -7,7 +7,8 @@ Everything that was asked for is checked before anything runs. Snakemake starts 
 after a bare `--` is handed to it (a cluster profile). A run that is finished, with the present
 code and parameters, is not run again. See plan.py for what a run leaves behind.
 
-Exit code: 0 if every run is finished, 1 if one is not, 2 if something was asked for that cannot be.
+Exit code: 0 if every run is finished, 1 if one is not, 2 if something was asked for that cannot be
+or a file cannot be written, 130 after Ctrl-C.
 """
 
 import argparse
