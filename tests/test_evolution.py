@@ -130,7 +130,8 @@ def _set_meta_loss(phi, carry, feed):
 
 @pytest.mark.parametrize("method", PERSISTENT)
 def test_a_final_loss_is_the_sum_of_what_the_windows_add_to_it(method):
-    # telescoping: judged at the end of every window, the whole is judged at the end of the run
+    # specification test 13: within 4 standard errors of the full gradient. Telescoping: judged at
+    # the end of every window, the whole is judged at the end of the run
     _, phi, carry, feeds = _linear_problem(weights=[0.0, 1.0] * 3)
     estimates = _repeat(method, (_set_meta_loss, phi, carry, feeds), 2)
     exact = _exact(_linear_problem(weights=FINAL))

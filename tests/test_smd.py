@@ -175,6 +175,13 @@ def online(plan, tuned=1.0, begin_end=((0, None),), lr=0.01, persistent=False, l
     return meta, carry
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_looking_ahead_draws_no_random_number(persistent):
+    before = torch.get_rng_state()
+    online(smd.Plan(12, 4, n_meta_steps=3), persistent=persistent)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_untuned_member_trains_as_if_there_were_no_look_ahead():
     _, without = online(smd.Plan(12, 4, n_meta_steps=0))
     _, held = online(smd.Plan(12, 4, n_meta_steps=3), tuned=0.0)

@@ -49,6 +49,7 @@ def alone(k, n_steps):
 
 
 def test_the_loss_at_each_horizon_is_that_of_a_run_of_that_length():
+    # specification test 12: the same stream of batches, cut off at each horizon
     found = losses([10, 60])
     assert len(set(found[1].tolist())) == 7  # the schedules differ
     for i, n_steps in enumerate((10, 60)):
