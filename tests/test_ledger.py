@@ -137,7 +137,7 @@ def test_no_main_criterion_in_most_records_is_not_reproduced(tmp_path):
     save(tmp_path, 1)  # one of two is not more than half
     found = verdict(tmp_path)
     assert found.verdict == "not reproduced"
-    assert found.reason.startswith("1 of 3 criteria hold.")
+    assert found.reason.startswith("1 of 3 criteria hold in every record.")
 
 
 def test_a_rule_of_one_criterion_is_not_said_to_have_all_of_them():

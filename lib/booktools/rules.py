@@ -156,7 +156,9 @@ def _reason(outcomes):
     if not short:
         return f"all {len(outcomes)} criteria hold" if outcomes[1:] else "its one criterion holds"
     parts = [f"{outcome.say}: {_count(outcome)}" for outcome in short]
-    return f"{len(outcomes) - len(short)} of {len(outcomes)} criteria hold. " + "; ".join(parts)
+    everywhere = "hold" if outcomes[0].n == 1 else "hold in every record"
+    held = len(outcomes) - len(short)
+    return f"{held} of {len(outcomes)} criteria {everywhere}. " + "; ".join(parts)
 
 
 def _count(outcome):
