@@ -14,12 +14,13 @@ FLOORS = [
     set("layout seeding matmul atomic npz measure palette provenance".split()),
     {"curves", "download"},
     {"tasks", "datasets", "optimizers", "records", "checkpoints", "svg"},
-    {"lstm_optimizer", "unroll"},
+    {"lstm_optimizer", "unroll", "cifar"},
     {"hypergrad", "lstm_window", "mlp_products"},
     set("meta_train baselines noisy_quadratic smd smd_mlp surface".split())
     | {"oho", "oho_mlp", "oho_original"},
     {"curriculum", "oho_module"},
-    {"figures", "interactive"},
+    {"figures", "interactive", "oho_tuners"},
+    {"oho_deep"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (LIB / "learnopt").glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,359 @@
+"""The original's experiments on CIFAR-10, on tiny networks and images."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from booktools import claims, deep, deep_experiments, ledger, rules
+from learnopt import checkpoints, cifar, oho, oho_deep, optimizers, records, tasks
+from learnopt.layout import Layout
+from learnopt.oho_deep import Settings
+from learnopt.oho_module import OHO
+from learnopt.oho_tuners import Exact, Shared, Untuned
+from learnopt.seeding import generator
+
+ROOT = Path(__file__).parents[1]
+DOUBLE = {"dtype": torch.float64}
+RULE = oho.Rule({"lr": 1e-3, "weight_decay": 1e-3}, {"lr": (0.0, 1.0)}, reset_every=7)
+
+
+def tiny(made, normalised=True):
+    """A convolutional network for images of 8x8."""
+    norm = torch.nn.BatchNorm2d(4) if normalised else torch.nn.Identity()
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2), norm, torch.nn.Tanh(),
+        torch.nn.Flatten(), torch.nn.Linear(36, 10),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=made) + 0.1)
+    return net
+
+
+def double(normalised=True):
+    return tiny(generator(0, "tiny"), normalised).double()
+
+
+def feeds(n):
+    made = generator(0, "feeds")
+
+    def batch():
+        x = torch.randn(12, 3, 8, 8, generator=made, **DOUBLE)
+        return x, torch.randint(0, 10, (12,), generator=made)
+
+    return [(batch(), batch()) for _ in range(n)]
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def trained(tuner, data):
+    for batch, judge in data:
+        tuner.step(batch, judge)
+    return tuner
+
+
+# ---- the tuners ----
+
+
+@pytest.mark.parametrize("sets", ["one", 2, "tensor"])
+def test_shared_tangents_are_those_of_the_reference(sets):
+    data, model = feeds(15), double(normalised=False)
+    layout = Layout.of(dict(model.named_parameters()))
+
+    def loss(theta, batch):
+        return F.cross_entropy(functional_call(model, layout.views(theta), batch[0]), batch[1])
+
+    task = tasks.Task("tiny", layout, None, loss, None)
+    groups = {"one": (0,) * 4, 2: (0, 0, 1, 1), "tensor": (0, 1, 2, 3)}[sets]
+    learner = oho.Reference(task, optimizers.decayed(optimizers.sgd()), groups=groups, shared=True)
+    starts = {"lr": 0.05, "weight_decay": 0.01}
+    phi = {k: torch.full((1, max(groups) + 1), x, **DOUBLE) for k, x in starts.items()}
+    theta = parameters(model)[None].clone()
+    phi, state, _ = oho.run(learner, RULE, phi, learner.start(theta), data)
+
+    tuner = trained(Shared(model, F.cross_entropy, 0.05, 0.01, RULE, sets), data)
+    # the same products, summed in another order, over 15 steps
+    close = {"rtol": 1e-9, "atol": 1e-12}
+    assert tuner.lr.std(correction=0) > 1e-6 or sets == "one"
+    torch.testing.assert_close(tuner.lr, phi["lr"][0], **close)
+    torch.testing.assert_close(tuner.weight_decay, phi["weight_decay"][0], **close)
+    torch.testing.assert_close(parameters(model), learner.theta(state)[0], **close)
+    torch.testing.assert_close(tuner.tangents[0], learner.tangents(state)[0], **close)
+
+
+def test_one_set_is_the_librarys_oho_with_batch_normalization_too():
+    data = feeds(15)
+    ours = trained(Shared(double(), F.cross_entropy, 0.05, 0.01, RULE), data)
+    plain = trained(OHO(double(), F.cross_entropy, 0.05, 0.01, RULE), data)
+    for name in ("lr", "weight_decay"):
+        torch.testing.assert_close(ours.phi[name], plain.phi[name], rtol=1e-10, atol=1e-14)
+    pairs = zip(ours.model.state_dict().values(), plain.model.state_dict().values(), strict=True)
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-13)
+
+
+def test_the_parts_of_shared_slopes_sum_to_those_of_exact_ones():
+    data, still = feeds(9), oho.Rule(rates={})
+    shared = trained(Shared(double(), F.cross_entropy, 0.05, 0.01, still, "tensor"), data)
+    exact = trained(Exact(double(), F.cross_entropy, 0.05, 0.01, still, sets="tensor"), data)
+    sums = exact.tangents[0].unflatten(0, (2, -1)).sum(1)
+    torch.testing.assert_close(shared.tangents[0], sums, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(shared.gradient, exact.gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_an_untuned_run_is_torchs_gradient_descent_under_its_schedule():
+    data, model, plain = feeds(6), double(), double()
+    trained(Untuned(model, F.cross_entropy, 0.1, 0.01, lambda t: 0.5**t), data)
+    sgd = torch.optim.SGD(plain.parameters(), 0.1, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
+    for batch, _ in data:
+        sgd.zero_grad()
+        F.cross_entropy(plain(batch[0]), batch[1]).backward()
+        sgd.step()
+        schedule.step()
+    torch.testing.assert_close(parameters(model), parameters(plain), rtol=1e-12, atol=1e-14)
+
+
+# ---- the network and the images ----
+
+
+def test_resnet18_has_the_originals_counts_and_torchs_initialization():
+    before = torch.get_rng_state()
+    net, again = (cifar.resnet18(generator(0, "init")) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())  # the global stream is left alone
+    assert sum(p.numel() for p in net.parameters()) == 11_173_962
+    assert len(list(net.parameters())) == 62
+    assert torch.equal(parameters(net), parameters(again))
+    convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    for layer in (*convolutions, net.fc):
+        bound = layer.weight[0].numel() ** -0.5  # torch's: uniform up to 1 / sqrt(inputs)
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert abs(layer.weight.std() * math.sqrt(3) / bound - 1) < 0.05
+    assert all(b.isfinite().all() for b in net.buffers())
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_first_layer_is_drawn_as_torch_draws_it():
+    made, torchs = generator(0, "init"), torch.nn.Conv2d(3, 64, 3, bias=False)
+    torch.nn.init.kaiming_uniform_(torchs.weight, a=5**0.5, generator=made)
+    assert torch.equal(cifar.resnet18(generator(0, "init")).conv1.weight, torchs.weight)
+
+
+def test_crops_of_a_batch_are_those_of_its_images_one_by_one():
+    x = torch.rand(40, 3, 8, 6, generator=generator(0, "x"))
+    new, made = cifar.shifted(x, generator(0, "crops")), generator(0, "crops")
+    corners = torch.randint(0, 9, (40, 2), generator=made).tolist()
+    mirrored = torch.randint(0, 2, (40, 1), generator=made).flatten().tolist()
+    padded = F.pad(x, (4, 4, 4, 4))
+    for ours, image, (i, j), flip in zip(new, padded, corners, mirrored, strict=True):
+        cut = image[:, i : i + 8, j : j + 6]
+        assert torch.equal(ours, cut.flip(2) if flip else cut)
+    assert 0 < sum(mirrored) < 40 and len({tuple(c) for c in corners}) > 20
+
+
+def test_grey_images_get_three_channels_and_colours_of_mean_0():
+    data = cifar.images("digits", 32)
+    assert data.train[0].shape == (32, 3, 8, 8) and len(data.test[1]) == 32
+    seen = data.look(data.train[0])
+    assert seen.mean().abs() < 1e-5 and abs(seen.std() - 1) < 1e-3
+
+
+# ---- runs ----
+
+SMALL = Settings(lr=0.05, weight_decay=1e-4, meta_rate=1e-4, n_epochs=3, n_steps=3, batch_size=8,
+                 judge_size=16)  # fmt: skip
+DIGITS = cifar.images("digits", 48)
+
+
+def small(path=None, watch=None, **changes):
+    return oho_deep.run(SMALL._replace(**changes), DIGITS, path, network=tiny, watch=watch)
+
+
+def alike(one, two):
+    names = one.keys() - {"seconds"}
+    return one.keys() == two.keys() and all(
+        torch.equal(one[name].nan_to_num(7), two[name].nan_to_num(7)) for name in names
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sets": "tensor"}, {"sets": 2, "shared": False}, {"arm": "cosine"}],
+    ids=["one", "tensor", "exact", "cosine"],
+)
+def test_an_interrupted_run_goes_on_bit_for_bit(changes, tmp_path):
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    path, changes = tmp_path / "run.pt", changes | {"disturbance": (2, "lr", 0.2), "n_cosines": 3}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            small(path, stop, **changes)
+    whole = small(**changes)
+    assert alike(small(path, **changes), whole)
+    began = []
+    assert alike(small(path, began.append, **changes), whole) and not began  # finished: not again
+    assert whole["test_loss"].shape == (4,) and whole["cosine_sd"][1:].isfinite().all()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    small(tmp_path / "run.pt", n_epochs=1)
+    with pytest.raises(checkpoints.CheckpointError, match="judge_size"):
+        small(tmp_path / "run.pt", n_epochs=1, judge_size=15)
+
+
+@pytest.mark.parametrize("arm", ["oho", "fixed"])
+@pytest.mark.parametrize("name, value", [("lr", 0.2), ("weight_decay", 0.0)])
+def test_a_disturbance_hits_either_arm_from_its_epoch_on(arm, name, value):
+    slow = {"arm": arm, "meta_rate": 1e-7}
+    alone, struck = small(**slow), small(**slow, disturbance=(1, name, value))
+    for key in ("test_loss", name):
+        assert torch.equal(alone[key][:2], struck[key][:2])
+    # OHO moves on from the value, at this meta-rate by less in 3 steps
+    torch.testing.assert_close(struck[name][2].item(), value, rtol=1e-3, atol=1e-6)
+    assert (alone["train_loss"][2:] != struck["train_loss"][2:]).all()
+
+
+def test_arms_of_a_seed_begin_alike_and_the_judge_matters():
+    found = [small(), small(arm="fixed"), small(judge_on="train"), small(judge_size=8)]
+    assert len({curves["test_loss"][0].item() for curves in found}) == 1
+    assert len({curves["test_loss"][-1].item() for curves in found}) == 4
+    assert (found[0]["norm_lr"][1:] > 0).all() and "norm_lr" not in found[1]
+    assert (small(reset_every=1)["norm_lr"][1:] < found[0]["norm_lr"][1:]).all()
+
+
+def test_a_run_that_breaks_is_a_result():
+    curves = small(arm="fixed", lr=1e30)
+    assert curves["train_loss"][1].isnan() and curves["test_loss"].shape == (4,)
+    assert curves["test_loss"][-1].isnan() and curves["lr"][-1].isnan()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("changes", [{}, {"sets": "tensor"}, {"arm": "fixed"}])
+def test_a_gpu_gives_the_processors_numbers(changes, tmp_path):
+    slow, data = SMALL._replace(lr=0.01, **changes), cifar.images("digits", 48, "cuda")
+    ours = oho_deep.run(slow, data, tmp_path / "run.pt", "cuda", tiny)
+    theirs = small(lr=0.01, **changes)
+    for name in ("train_loss", "test_loss", "lr"):  # 9 steps in float32, summed in another order
+        torch.testing.assert_close(ours[name][1:], theirs[name][1:], rtol=1e-3, atol=1e-5)
+
+
+def test_convolutions_are_in_float32_unless_tf32_is_asked_for():
+    before, found = torch.backends.cudnn.allow_tf32, []
+    for tf32 in (False, True):
+        seen = []
+
+        def network(made, seen=seen):
+            net = tiny(made)
+            net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+            return net
+
+        settings = SMALL._replace(n_epochs=1, tf32=tf32)
+        oho_deep.run(settings, DIGITS, network=network)
+        found.append(set(seen))
+    assert found == [{False}, {True}] and torch.backends.cudnn.allow_tf32 == before
+
+
+def test_an_arm_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="must be oho or one of fixed"):
+        small(arm="adam")
+
+
+# ---- the command and the ledger ----
+
+
+def test_every_claim_on_cifar_has_an_experiment_and_says_its_command():
+    _, rows = claims.load(ROOT / "data" / "claims.yaml")
+    rows = [row for row in rows if row.chapter == deep.CHAPTER and "mnist" not in row.id]
+    assert {row.records for row in rows} == {f"paper-{k}-seed*" for k in deep.EXPERIMENTS}
+    for row in rows:
+        name = row.records.removeprefix("paper-").removesuffix("-seed*")
+        assert f"python -m booktools.deep {name}" in row.not_run_reason
+        assert "GPU" in row.not_run_reason
+        assert (f"--runs {row.min_seeds}" in row.not_run_reason) == (row.min_seeds > 1)
+
+
+@pytest.mark.parametrize("name", deep_experiments.EXPERIMENTS)
+def test_an_experiment_makes_the_metrics_that_its_claim_wants(name):
+    _, rows = claims.load(ROOT / "data" / "claims.yaml")
+    claim = next(
+        r for r in rows if r.chapter == deep.CHAPTER and r.records == f"paper-{name}-seed*"
+    )
+    experiment = deep.EXPERIMENTS[name]
+    one = {"oho": small(n_epochs=10, n_cosines=3, n_steps=2)}
+    one["fixed"] = small(arm="fixed", n_epochs=10, n_cosines=3, n_steps=2)
+    arms = {k: one["fixed" if "arm" in how else "oho"] for k, how in experiment.arms(10).items()}
+    metrics = experiment.metrics(arms, 10)
+    published = {entry["metric"] for entry in claim.published} - {None}
+    assert {*rules.metrics_of(claim), *published} <= metrics.keys()
+    assert all(isinstance(float(value), float) for value in metrics.values())
+
+
+def test_moments_scale_with_the_epochs_and_a_return_is_counted_in_epochs_of_300():
+    assert [deep_experiments.moment(at, 300) for at in (30, 270)] == [30, 270]
+    assert [deep_experiments.moment(at, 10) for at in (30, 270)] == [1, 9]
+    flat = torch.full((11, 1), 0.1, **DOUBLE)
+    back = flat.clone()
+    back[4:] = 0.01  # struck at epoch 1: below 0.02 at the end of the third epoch from there on
+    loss = torch.ones(11, **DOUBLE)
+    arms = deep.EXPERIMENTS["shaken-rate"].arms(10)
+    found = {k: {"lr": back if "30" in k else flat, "test_loss": loss} for k in arms}
+    metrics = deep_experiments.rate_returns(found, 10)
+    assert metrics["epochs_to_return_epoch30"] == 90
+    assert metrics["epochs_to_return_epoch50"] == math.inf
+    assert {how["disturbance"][1:] for how in arms.values() if how["disturbance"]} == {("lr", 0.2)}
+
+
+def test_a_median_counts_a_broken_run_as_inf():
+    ends = iter([math.nan, 0.3, 0.5] * 100)
+    arms = {k: {"test_loss": torch.tensor([2.3, next(ends)])} for k in deep_experiments.grid(300)}
+    metrics = deep_experiments.distribution(arms, 300)
+    assert metrics["n_diverged_fixed"] == 7 and metrics["median_fixed"] == 0.5
+    assert metrics["spread_fixed"] == metrics["max_fixed"] == math.inf
+
+
+def command(tmp_path, *more):
+    given = ["--data", "digits", "--images", "40", "--device", "cpu", "--epochs", "2", *more]
+    folders = ["--results", str(tmp_path / "data" / "results"), "--checkpoints", str(tmp_path)]
+    return deep.main([*given, *folders], network=tiny)
+
+
+def test_the_command_leaves_records_that_the_ledger_judges(tmp_path, capsys):
+    assert command(tmp_path, "reset", "--arms", "reset_1", "--runs", "3") == 0  # a first command
+    assert "no record" in capsys.readouterr().out
+    assert command(tmp_path, "reset", "--runs", "3") == 0
+    said = capsys.readouterr().out
+    assert "s for an epoch; about" in said and "for all 4 from the beginning" in said
+    for name in ("data/claims.yaml", "data/published"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    _, judged = ledger.evaluate(tmp_path)
+    verdict = next(v for claim, v in judged if claim.id == "im-fig-10")
+    assert verdict.n_seeds == 3 and verdict.verdict in ("reproduced", "partly", "not reproduced")
+    record = records.find(deep.CHAPTER, "paper-reset-seed0", tmp_path / "data" / "results")[0]
+    told = record.parameters
+    assert (told["epochs"], told["training_images"], told["data"]) == (2, 40, "digits")
+    assert record.curves["test_loss_reset_1"].shape == record.curves["lr_reset_1"].shape == (3,)
+    json.dumps(told)
+
+
+def test_small_trials_stay_out_of_the_ledger_and_whole_experiments_do_not():
+    assert deep.parse(["groups", "--epochs", "3"]).results.parts[-2:] == ("deep", "results")
+    assert deep.parse(["groups", "--images", "10"]).results.parts[-2:] == ("deep", "results")
+    assert deep.parse(["groups"]).results is None  # records.save: data/results
+
+
+def test_the_command_says_what_is_wrong(tmp_path, capsys):
+    assert command(tmp_path, "reset", "--data", "cifar11") == 2
+    assert "cifar11" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command(tmp_path, "reset", "--arms", "reset_2")
+    assert "reset_never" in capsys.readouterr().err
