@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from booktools import claims, deep, deep_experiments, ledger, rules
 from learnopt import checkpoints, cifar, oho, oho_deep, optimizers, records, tasks
@@ -265,6 +266,21 @@ def test_convolutions_are_in_float32_unless_tf32_is_asked_for():
 def test_an_arm_that_is_none_is_refused():
     with pytest.raises(ValueError, match="must be oho or one of fixed"):
         small(arm="adam")
+
+
+def test_a_step_of_the_paper_costs_as_many_gradients_as_the_command_assumes():
+    counts = {}
+    for arm in ("oho", "fixed"):
+        told = Settings(arm=arm)
+        trains = oho_deep.tuner(told, cifar.resnet18(generator(0, "count")).to("meta"))
+        batch, judge = (
+            (torch.empty(n, 3, 32, 32, device="meta"), torch.empty(n, device="meta").long())
+            for n in (told.batch_size, told.judge_size)
+        )
+        with FlopCounterMode(display=False) as counter:
+            trains.step(batch, judge)
+        counts[arm] = counter.get_total_flops()
+    assert counts["oho"] / counts["fixed"] == pytest.approx(deep.gradients(Settings()), rel=0.01)
 
 
 # ---- the command and the ledger ----
