@@ -359,6 +359,18 @@ def test_the_command_leaves_records_that_the_ledger_judges(tmp_path, capsys):
     assert (told["epochs"], told["training_images"], told["data"]) == (2, 40, "digits")
     assert record.curves["test_loss_reset_1"].shape == record.curves["lr_reset_1"].shape == (3,)
     json.dumps(told)
+    lock = record.provenance["versions"]["lock"]
+    assert (tmp_path / "data" / "results" / "versions" / f"{lock}.txt").is_file()
+
+
+def test_a_run_that_breaks_is_recorded_as_inf(tmp_path, monkeypatch):
+    arms = {"validation": {"arm": "fixed", "lr": 3e38}, "train": {"arm": "fixed"}}
+    broken = deep.EXPERIMENTS["objective"]._replace(arms=lambda n_epochs: arms)
+    monkeypatch.setitem(deep.EXPERIMENTS, "objective", broken)
+    assert command(tmp_path, "objective", "--steps", "3") == 0
+    (record,) = records.find(deep.CHAPTER, "paper-*", tmp_path / "data" / "results")
+    assert record.metrics["loss_validation_objective"] == math.inf
+    assert math.isfinite(record.metrics["loss_train_objective"])
 
 
 def test_small_trials_stay_out_of_the_ledger_and_whole_experiments_do_not():

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from booktools import packages
 from booktools.deep_experiments import EXPERIMENTS, ORIGINAL, last
 from learnopt import checkpoints, cifar, datasets, oho_deep, provenance, records
 from learnopt.oho_deep import Settings
@@ -113,12 +114,14 @@ def save(options, experiment, arms, found, data, seed):
         for name, values in found.items() for key in kept if key in values
     }  # fmt: skip
     metrics = experiment.metrics(found, options.epochs)
-    return records.save(
+    path = records.save(
         CHAPTER, f"paper-{options.experiment}-seed{seed}", parameters=parameters,
         metrics={key: float(value) for key, value in metrics.items()}, curves=curves, seed=seed,
         device=options.device, preset="paper", root=options.results,
         seconds=sum(values["seconds"].nansum().item() for values in found.values()),
     )  # fmt: skip
+    packages.keep(path.parents[1], provenance.installed())
+    return path
 
 
 def parse(arguments):

@@ -166,7 +166,8 @@ def tangents(found, n_epochs):
         norms = found["oho"][f"norm_{key}"][1:]
         metrics |= {f"norm_{name}_max": norms.max(), f"norm_{name}_median": norms.median()}
     for name, curves in found.items():
-        metrics |= {f"{k}_{name}": curves[k][-1] for k in ("cosine_mean", "cosine_sd")}
+        for key in ("cosine_mean", "cosine_sd"):  # none where an epoch has one step
+            metrics[f"{key}_{name}"] = curves[key][-1] if key in curves else math.nan
     return metrics
 
 
