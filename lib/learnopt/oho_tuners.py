@@ -10,10 +10,9 @@ of a saved state, and train the module that they are given in place.
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from learnopt.oho import layer_groups, tensor_groups
-from learnopt.oho_module import NAMES, OHO
+from learnopt.oho import Rule
+from learnopt.oho_module import NAMES, OHO, _groups
 
 
 class Exact(OHO):
@@ -33,34 +32,27 @@ class Shared(Exact):
     """
 
     def __init__(self, model, loss, lr, weight_decay=0.0, rule=None, sets="one"):
-        super().__init__(model, loss, lr, weight_decay, rule)
-        if sets == "tensor":
-            groups = tensor_groups(self.layout)
-        else:
-            groups = layer_groups(self.layout, 1 if sets == "one" else sets)
-        of_tensors = torch.tensor(groups)
-        self.groups, self.spread = groups, of_tensors[self.layout.segment].to(self.lr.device)
-        n_sets = max(groups) + 1
+        self.meta = rule or Rule()
+        super().__init__(model, loss, lr, weight_decay, self.meta._replace(rates={}))
+        self.groups = _groups(self.layout, sets)
+        self.spread = torch.tensor(self.groups)[self.layout.segment].to(self.lr.device)
+        n_sets = max(self.groups) + 1
         self.phi = {name: value.repeat(n_sets) for name, value in self.phi.items()}
 
-    @torch.no_grad()
     def step(self, batch, judge) -> Tensor:
         """One training step on ``batch`` and one meta-step on ``judge``; the loss before it."""
-        if self.rule.reset_every and self.n_steps % self.rule.reset_every == 0:
-            self.tangents = tree_map(torch.zeros_like, self.tangents)
-        loss, gradient, products = self._products(batch)
-        self._advance(gradient, products)
-        self._write()
-        if self.rule.rates and self.n_steps % self.rule.update_every == 0:
+        due = self.meta.rates and self.n_steps % self.meta.update_every == 0
+        loss = super().step(batch, judge)  # of a rule that moves nothing
+        if due:
             parts = self.tangents[0] * self._gradient(judge, keep_buffers=False)[1]
             sums = [part.reshape(2, -1).sum(1) for part in self.layout.views(parts).values()]
             slopes = torch.zeros_like(parts[:, : len(self.lr)])
             for k, part in zip(self.groups, sums, strict=True):
                 slopes[:, k] += part
-            self.phi = self.rule.update(self.phi, dict(zip(NAMES, slopes, strict=True)))
-        self.n_steps += 1
+            self.phi = self.meta.update(self.phi, dict(zip(NAMES, slopes, strict=True)))
         return loss
 
+    @torch.no_grad()
     def _advance(self, gradient, products) -> None:
         """The recursion at the head of ``oho``, with a rate and a decay for each coordinate."""
         (theta, state), (tangents, _) = self.carry, self.tangents
