@@ -57,6 +57,19 @@ def test_the_loss_at_each_horizon_is_that_of_a_run_of_that_length():
         torch.testing.assert_close(found[i], each, rtol=1e-10, atol=0, check_dtype=False)
 
 
+def test_a_score_of_several_numbers_is_kept_for_schedules_that_stopped_too():
+    fast = {name: x.clone() for name, x in PHIS.items()}
+    fast["log_decay"][0] = math.log(200.0)  # its rate is below 1e-6 long before step 150
+
+    def both(theta):
+        return torch.stack([score(theta), theta.norm()])
+
+    found = surface.losses_at(TASK, OPT, fast, THETA, BATCHES, [10, 150], both, rate)
+    assert found.shape == (2, 7, 2)
+    assert torch.equal(found[..., 0], losses([10, 150], fast))
+    assert len(set(found[1, :, 1].tolist())) == 7
+
+
 def test_a_faster_step_gives_the_same_losses():
     opt, held = optimizers.scheduled(optimizers.momentum(), DECAY), torch.full((7,), -1.0).double()
     phis = PHIS | {"log_damping": held}

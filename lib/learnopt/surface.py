@@ -42,16 +42,18 @@ def losses_at(
 ) -> Tensor:  # fmt: skip
     """Losses ``(len(horizons), n)`` of n schedules, each run from ``theta`` ``(n_theta,)``.
 
-    phis: name -> ``(n,)``. ``score(theta)`` is the loss of one run; ``rate(phi, t)`` the learning
-    rates ``(n,)`` of step t, to find those that no longer move. With a checkpoint, an interrupted
-    pass goes on where it was; ``parameters`` tells one pass from another. ``train`` is the step of
-    all runs, if there is a faster one than vmap's, as ``smd_mlp.train``.
+    phis: name -> ``(n,)``. ``score(theta)`` is the loss of one run, or k numbers: then the result
+    is ``(len(horizons), n, k)``. ``rate(phi, t)`` gives the learning rates ``(n,)`` of step t, to
+    find those that no longer move. With a checkpoint, an interrupted pass goes on where it was;
+    ``parameters`` tells one pass from another. ``train`` is the step of all runs, if there is a
+    faster one than vmap's, as ``smd_mlp.train``.
     """
     (n,) = next(iter(phis.values())).shape
     begin = unroll.start(task, opt, theta)
     carry = tree_map(lambda leaf: leaf.expand(n, *leaf.shape), begin)
-    last = score(theta).expand(n)
-    losses = last.new_full((len(horizons), n), torch.nan)
+    last = score(theta)
+    last = last.expand(n, *last.shape)
+    losses = last.new_full((len(horizons), *last.shape), torch.nan)
     state = {"t": 0, "moving": torch.arange(n), "last": last, "losses": losses}
     state |= {"carry": carry._asdict()}
     told = {**(parameters or {}), "horizons": list(horizons), "n_points": n}
