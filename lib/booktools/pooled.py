@@ -1,0 +1,109 @@
+"""Chapter 10 at the size of the specification's pilots, and recorded beside them.
+
+    python -m booktools.pooled --seeds 0 1 2
+
+MNIST with every 2x2 pixels averaged, 196-32-32-10, 2,000 steps, an update every 20: a setting that
+the specification has numbers for and the paper has not. One record a seed, of all arms; a seed
+takes half a minute on one CPU core. Exit status 2: the data or the folder is not as it must be.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from booktools import packages
+from learnopt import datasets, optimizers, provenance, records, smd, smd_mlp, tasks, unroll
+from learnopt.seeding import generator
+
+CHAPTER = "10_smd_online"
+LRS = (0.1, 0.001, 0.01, 0.1)  # the first is by hand and stays
+NAMES = ("manual", "smd_lr0001", "smd_lr001", "smd_lr01")
+SIZES, N_STEPS, EVERY, BATCH, N_SCORED = (196, 32, 32, 10), 2000, 20, 100, 5000
+ARMS = {  # name: steps ahead, Adam's averages kept, one batch for all steps and the loss
+    "stochastic": (5, False, False),
+    "ahead20": (20, False, False),
+    "persistent": (5, True, False),
+    "deterministic": (5, False, True),
+    "persistent_deterministic": (5, True, True),
+}
+
+
+def images():
+    """Pooled training images ``(60000, 196)`` and labels. Raises ``datasets.DatasetError``."""
+    data = datasets.load("mnist", n_valid=0)
+    return F.avg_pool2d(data.x_train[:, None], 2).flatten(1), data.y_train
+
+
+def run(x, y, seed, n_ahead, persistent, deterministic):
+    """(losses at the end, rates in the middle), each ``(4,)``, of one arm."""
+    task, opt = tasks.mlp(SIZES, "relu", weight_std=0.1), optimizers.momentum()
+    lrs = torch.tensor(LRS)
+    phi = {"log_effective_lr": (lrs / 0.1).log(), "log_damping": torch.full_like(lrs, 0.1).log()}
+    theta = task.init(generator(seed, "init")).expand(len(lrs), -1)
+    carry = torch.func.vmap(lambda one: unroll.start(task, opt, one))(theta)
+    rule = smd.Rule(optimizers.adam(eps=smd.FIRST_STEP_EPS), persistent=persistent)
+    mode, train = (partial(step, task, "relu") for step in (smd_mlp.slopes, smd_mlp.train))
+    plan = smd.Plan(N_STEPS, EVERY, mode=mode, train=train)
+    made = partial(datasets.minibatches, x, y, BATCH, drop_last=True)
+
+    def draw(k):
+        drawn = made(2 * n_ahead, generator(seed, "look-ahead", k))
+        score = tuple(torch.cat(part) for part in zip(*drawn[n_ahead:], strict=True))
+        return smd.feeds_ahead(drawn[:n_ahead], score, deterministic)
+
+    batches, tuned = made(N_STEPS, generator(seed, "train")), torch.tensor([0.0, 1.0, 1.0, 1.0])
+    step, meta = unroll.make_step(task, opt), rule.start(phi)
+    half = partial(smd.online, step, rule, plan)
+    meta, carry = half(meta, carry, batches, draw, tuned, 0, plan.middle)
+    rates = meta.phi["log_effective_lr"].exp()
+    _, carry = half(meta, carry, batches, draw, tuned, plan.middle)
+    scored = (x[:N_SCORED], y[:N_SCORED])
+    return torch.stack([task.loss(theta, scored) for theta in carry.theta]), rates
+
+
+def record(x, y, seed, root=None):
+    """Run all arms of a seed, and save its record."""
+    began, metrics = time.perf_counter(), {}
+    for arm, how in tqdm(ARMS.items(), desc=f"seed {seed}", unit="arm", leave=False):
+        losses, rates = run(x, y, seed, *how)
+        for name, loss, rate in zip(NAMES, losses.tolist(), rates.tolist(), strict=True):
+            metrics |= {f"loss_{arm}_{name}": loss, f"rate_{arm}_{name}": rate}
+    told = {"dataset": "mnist", "pooled": 2, "n_steps": N_STEPS, "steps_per_update": EVERY}
+    told |= {"hidden": list(SIZES[1:-1]), "batch_size": BATCH, "n_scored": N_SCORED}
+    told |= {"weight_std": 0.1, "start_lrs": list(LRS[1:])}
+    path = records.save(
+        CHAPTER, f"paper-pooled-seed{seed}", parameters=told, metrics=metrics, curves={},
+        seed=seed, device="cpu", preset="paper", root=root, seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    packages.keep(path.parents[1], provenance.installed())
+    return path
+
+
+def main(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m booktools.pooled", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--results", type=Path, help="folder of records")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        x, y = images()
+        for seed in options.seeds:
+            print(f"record: {record(x, y, seed, options.results)}")
+    except (datasets.DatasetError, records.RecordError, OSError) as error:
+        print(f"pooled: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
