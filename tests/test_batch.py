@@ -440,6 +440,14 @@ def test_the_time_to_go_follows_from_earlier_runs_of_the_chapter(tmp_path):
     )
 
 
+def test_a_run_that_takes_longer_than_expected_is_said_to(tmp_path):
+    notebook = chapter_maker.write(tmp_path, "01_small")
+    runs = [plan.make(tmp_path / "runs", notebook, "quick", seed, {}) for seed in range(2)]
+    plan.write_json(runs[0].folder / plan.DONE, {"seconds": 20.0})
+    counts = progress.Counts(finished=frozenset({0}), failed=frozenset(), running={1: 50.0})
+    assert progress.line(runs, counts, 1).endswith("failed, 30 s longer than expected")
+
+
 # ---- records
 
 

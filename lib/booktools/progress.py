@@ -58,10 +58,16 @@ def remaining_seconds(runs, counts, n_jobs):
 
 
 def time_to_go(runs, counts, n_jobs):
-    """E.g. 'about 4 min to go'; 'more than' where some runs have no estimate."""
+    """E.g. 'about 4 min to go'; 'more than' where some runs have no estimate.
+
+    Where only runs are left that have used up theirs: by how much, the latest of them.
+    """
     seconds, n_unknown = remaining_seconds(runs, counts, n_jobs)
     if n_unknown and not seconds:
         return "no estimate yet"
+    if counts.running and not seconds:
+        late = max(age - expected_seconds(runs[i]) for i, age in counts.running.items())
+        return f"{duration(late)} longer than expected"
     return f"{'more than' if n_unknown else 'about'} {duration(seconds)} to go"
 
 
