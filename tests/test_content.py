@@ -115,6 +115,17 @@ def test_cells_that_show_recorded_runs_make_no_result(checkout):
     assert hashes(checkout) != before
 
 
+def test_a_release_ages_nothing(checkout):
+    library = checkout / "lib" / "learnopt" / "__init__.py"
+    seen = []
+    for number, address in (("0.1.0", "lib@v0.1.0"), ("0.2.0", "lib@v0.2.0"), ("0.2.0", "my@v0.2")):
+        library.write_text(f"__version__ = {number!r}\n")
+        edit_cell(checkout, f"url = 'git+https://example.org/{address}'\ny = top.f()")
+        seen.append(hashes(checkout))
+    assert seen[0] == seen[1]
+    assert seen[2] != seen[1]  # another address is another library
+
+
 def test_the_modules_that_draw_make_no_result(checkout):
     module = checkout / "lib" / "learnopt" / "figures.py"
     edit_cell(checkout, "from learnopt import figures\ny = top.f()")

@@ -2,9 +2,9 @@
 
 The code is that of the notebook and of the modules of the library that it imports, directly or
 through one another. Comments, docstrings, markdown and layout are left out, so that a better
-sentence does not age a week of runs; the parameters cell is, since its values are hashed. So are
-the cells from the first one on that looks up recorded runs, and the modules that draw: they show
-results and make none.
+sentence does not age a week of runs, and the library's version, so that a release does not; the
+parameters cell is, since its values are hashed. So are the cells from the first one on that looks
+up recorded runs, and the modules that draw: they show results and make none.
 """
 
 import ast
@@ -23,6 +23,7 @@ PARAMETERS, NOTEBOOK = "parameters", "notebook"
 LOOKS_UP = "records.find("
 DRAW = {"figures", "interactive", "palette", "svg"}  # a test: they import nothing that computes
 MAX_NAMES = 5  # of changed files in a line
+VERSION, TAG = "__version__", re.compile(r"(?<=@v)[0-9][0-9.]*$")  # the tag ends an address
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
@@ -106,7 +107,10 @@ def imported(source):
 
 
 def without_prose(source):
-    """The code without comments, docstrings and layout. A cell with a %magic is kept as it is."""
+    """The code without comments, docstrings, layout, and the number of a release.
+
+    A cell with a %magic is kept as it is.
+    """
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -115,6 +119,10 @@ def without_prose(source):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets) == VERSION:
+            node.value = ast.Constant("")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = TAG.sub("", node.value)
     return ast.unparse(tree)
 
 
