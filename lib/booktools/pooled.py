@@ -4,7 +4,8 @@
 
 MNIST with every 2x2 pixels averaged, 196-32-32-10, 2,000 steps, an update every 20: a setting that
 the specification has numbers for and the paper has not. One record a seed, of all arms; a seed
-takes half a minute on one CPU core. Exit status 2: the data or the folder is not as it must be.
+takes about a minute of one CPU core's time. Exit status 2: the data or the folder is not as it
+must be.
 """
 
 import argparse
