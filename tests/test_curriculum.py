@@ -1,10 +1,21 @@
 """Stages, lessons and random scales: each does to meta-training what it says."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.func import grad
 
-from learnopt import baselines, curriculum, lstm_optimizer, lstm_window, meta_train, tasks, unroll
+from learnopt import (
+    baselines,
+    checkpoints,
+    curriculum,
+    lstm_optimizer,
+    lstm_window,
+    meta_train,
+    tasks,
+    unroll,
+)
 from learnopt.layout import Layout
 from learnopt.seeding import generator
 
@@ -107,14 +118,63 @@ def test_each_trajectory_has_a_task_of_its_own(task, validation):
     assert len({tuple(scale.tolist()) for scale in drawn}) == SETTINGS.n_trajectories
 
 
-def test_stages_go_on_from_the_best_phi_and_resume_bit_for_bit(task, validation, tmp_path):
-    stages = [(5, 4), (10, 2)]
-    whole = curriculum.train(task, SETTINGS, stages, validation)
-    again = curriculum.train(task, SETTINGS, stages, validation, checkpoint=tmp_path)
-    resumed = curriculum.train(task, SETTINGS, stages, validation, checkpoint=tmp_path)
-    for a, b, c in zip(whole, again, resumed, strict=True):
-        assert torch.equal(a.history, b.history) and torch.equal(b.history, c.history)
+STAGES = [(5, 4), (10, 5)]
+
+
+def recording(seen):
+    def trajectory(*arguments):
+        flat, adam_state = meta_train.one_trajectory(*arguments)
+        seen.append(flat)
+        return flat, adam_state
+
+    return trajectory
+
+
+def test_a_stage_ends_at_the_mean_of_its_last_half_and_the_next_goes_on_from_there(
+    task, validation
+):
+    seen, start = [], lstm_optimizer.init_phi("rnnprop", generator(7))
+    layout = Layout.of(start)
+    first, second = curriculum.train(
+        task, SETTINGS, STAGES, validation, recording(seen), start=start
+    )
+    torch.testing.assert_close(layout.flatten(first.phi), (seen[2] + seen[3]) / 2)
+    torch.testing.assert_close(layout.flatten(second.phi), torch.stack(seen[6:]).mean(0))
+    assert torch.equal(layout.flatten(first.last_phi), seen[3])  # the mean only where it is asked
+
+    later = SETTINGS._replace(n_steps=10, n_trajectories=5, seed=1000)
+    same = meta_train.train(task, later, validation, start=first.phi)
+    assert torch.equal(layout.flatten(same.last_phi), seen[-1])
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 8])
+def test_killed_stages_go_on_bit_for_bit(task, validation, tmp_path, killed_at):
+    whole = curriculum.train(task, SETTINGS, STAGES, validation)
+    calls = []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) > killed_at:
+            raise KeyboardInterrupt
+        return meta_train.one_trajectory(*arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        curriculum.train(task, SETTINGS, STAGES, validation, dies, tmp_path)
+    for _ in range(2):  # the second time all is there already
+        resumed = curriculum.train(task, SETTINGS, STAGES, validation, checkpoint=tmp_path)
+        for a, b in zip(whole, resumed, strict=True):
+            assert torch.equal(a.history, b.history)
+            assert all(torch.equal(a.phi[name], b.phi[name]) for name in a.phi)
+
+
+def test_a_stage_without_its_second_file_is_refused(task, validation, tmp_path):
+    curriculum.train(task, SETTINGS, STAGES, validation, checkpoint=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "stage0-seed0-5.checkpoint",
+        "stage0-seed0-5.walked",
         "stage1-seed1000-10.checkpoint",
+        "stage1-seed1000-10.walked",
     ]
+    Path(tmp_path, "stage1-seed1000-10.walked").unlink()
+    with pytest.raises(checkpoints.CheckpointError, match="missing; delete .*stage1"):
+        curriculum.train(task, SETTINGS, STAGES, validation, checkpoint=tmp_path)

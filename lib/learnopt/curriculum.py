@@ -3,7 +3,7 @@
 Meta-training on 100 steps teaches what helps within 100 steps. Three additions to ``meta_train``,
 all for the same network:
 
-- **stages** (Chen et al. 2020): trajectories that grow, each stage going on from the last phi;
+- **stages** (Chen et al. 2020): trajectories that grow, each stage going on from the one before;
 - **imitation** (Chen et al. 2020): on a share of the trajectories a tuned hand-designed rule moves
   theta, and the LSTM, which sees the same gradients, learns to propose the same updates;
 - **random scales** (Lv, Jiang & Li 2017): f(c * theta) instead of f(theta), with c drawn anew for
@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from learnopt import lstm_optimizer, meta_train, unroll
+from learnopt import checkpoints, lstm_optimizer, meta_train, unroll
+from learnopt.layout import Layout
 from learnopt.optimizers import Optimizer
 from learnopt.seeding import generator
 from learnopt.tasks import Task
@@ -106,13 +107,18 @@ def train(
     trajectory: Callable | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
+    start=None,
 ) -> list[meta_train.Trained]:
-    """Meta-train stage by stage, (n_steps, n_trajectories) each, from the best phi so far.
+    """Meta-train stage by stage, (n_steps, n_trajectories) each; ``start`` is a phi to go on from.
 
-    ``validation`` is as long as the last stage and judges all of them, so the best phi of one is
-    comparable with that of the next. ``checkpoint``: a folder; each stage has its own file there.
+    The ``phi`` of a stage, from which the next one goes on, is the mean of phi after each of the
+    last half of its trajectories (Polyak & Juditsky 1992). After one long trajectory phi is noisy,
+    and a validation of a few runs is too noisy to choose by: ``validation`` shows how it goes.
+
+    ``checkpoint``: a folder; each stage has its own two files there. Raises
+    checkpoints.CheckpointError where one of them is damaged or missing.
     """
-    results, best, score = [], None, float("inf")
+    results, phi = [], start
     for k, (n_steps, n_trajectories) in enumerate(stages):
         now = settings._replace(
             n_steps=n_steps,
@@ -121,9 +127,33 @@ def train(
             evaluate_every=min(settings.evaluate_every, n_trajectories),
         )
         path = checkpoint and Path(checkpoint, f"stage{k}-seed{now.seed}-{n_steps}.checkpoint")
-        found = meta_train.train(task, now, validation, path, progress, trajectory, best)
-        results.append(found)
-        if found.history[:, 1].min() < score:
-            best, score = found.phi, found.history[:, 1].min()
-        best = best or found.phi
+        keeping = _Keeping(trajectory or meta_train.one_trajectory, now, path)
+        found = meta_train.train(task, now, validation, path, progress, keeping, phi)
+        phi = keeping.mean(like=found.phi)
+        results.append(found._replace(phi=phi))
     return results
+
+
+class _Keeping:
+    """A ``trajectory`` that keeps phi, flat, after each one, in a file beside the checkpoint."""
+
+    def __init__(self, trajectory: Callable, settings: meta_train.Settings, path: Path | None):
+        self.trajectory, self.told, self.walked = trajectory, settings._asdict(), []
+        self.path = path and path.with_suffix(".walked")
+        if path and path.exists():
+            found = checkpoints.load(self.path, self.told, ("walked",))
+            if found is None:
+                raise checkpoints.CheckpointError(f"{self.path}: missing; delete {path} too")
+            self.walked = found["walked"]
+
+    def __call__(self, task, settings, fast, layout, flat, adam_state, k):
+        flat, adam_state = self.trajectory(task, settings, fast, layout, flat, adam_state, k)
+        self.walked[k:] = [flat]
+        if self.path:
+            checkpoints.save(self.path, {"walked": self.walked}, self.told)
+        return flat, adam_state
+
+    def mean(self, like) -> dict[str, Tensor]:
+        """Over the last half of the trajectories, with the names and shapes of ``like``."""
+        flat = torch.stack(self.walked[len(self.walked) // 2 :]).mean(0)
+        return Layout.of(like).views(flat)
