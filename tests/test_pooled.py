@@ -35,11 +35,20 @@ def test_without_adams_averages_each_meta_step_is_a_hundredth_in_the_log(few):
 
 
 def test_a_record_has_all_arms_and_says_what_it_was(few, tmp_path):
-    found = records.load(pooled.record(*few, 3, tmp_path))
-    assert found.name == "paper-pooled-seed3"
+    found = records.load(pooled.record(*few, "max", 3, tmp_path))
+    assert found.name == "paper-pooled-max-seed3"
     assert len(found.metrics) == 2 * len(pooled.ARMS) * len(pooled.NAMES)
     assert all(math.isfinite(value) for value in found.metrics.values())
-    assert found.parameters["pooled"] == 2
+    assert (found.parameters["pooled"], found.parameters["pooling"]) == (2, "max")
+
+
+def test_each_pooling_is_what_its_name_says(monkeypatch):
+    made = torch.rand(3, 28, 28, generator=generator(1, "pooled"))
+    whole = datasets.Dataset("mnist", made, torch.arange(3), *[None] * 6)._replace(n_classes=10)
+    monkeypatch.setattr(datasets, "load", lambda *args, **kwargs: whole)
+    blocks = made.unflatten(2, (14, 2)).unflatten(1, (14, 2))  # image, row, in it, column, in it
+    for pooling, block in (("mean", blocks.mean((2, 4))), ("max", blocks.amax((2, 4)))):
+        torch.testing.assert_close(pooled.images(pooling)[0], block.flatten(1))
 
 
 def test_without_data_it_says_so(monkeypatch, capsys):
