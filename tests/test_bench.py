@@ -55,7 +55,7 @@ def test_operations_of_matrix_products_are_counted():
         torch.addmm(torch.ones(5), a, b)
         (a @ b).add_(1)
         torch.ones(2, 3, 4) @ torch.ones(2, 4, 5)
-        bench.matmul(torch.ones(128, 512), torch.ones(512, 128))
+        bench.matmul.matmul(torch.ones(128, 512), torch.ones(512, 128))
     assert products.operations == 2 * 3 * 4 * 5 * 4 + 2 * 128 * 512 * 128
     assert products.seconds > 0
 

@@ -204,18 +204,6 @@ def test_the_fast_window_over_several_chunks_equals_one_over_all(monkeypatch):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_the_product_is_the_same_with_and_without_the_private_operator(monkeypatch):
-    from learnopt import matmul
-
-    a = torch.randn(80, 41, generator=generator(0))
-    b = torch.randn(41, 3000, generator=generator(1))
-    fast = matmul.matmul(a, b)
-    monkeypatch.setattr(matmul, "_ONEDNN", False)
-    # two orders of summing 41 float32 products
-    torch.testing.assert_close(fast, matmul.matmul(a, b), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(fast.double(), a.double() @ b.double(), rtol=1e-4, atol=1e-4)
-
-
 def test_rnnprop_inputs_are_adams_averages_and_blind_to_the_scale_of_the_loss():
     averages = torch.zeros(4, 3, dtype=F64)
     m = v = torch.zeros(4, dtype=F64)

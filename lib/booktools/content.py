@@ -4,7 +4,9 @@ The code is that of the notebook and of the modules of the library that it impor
 through one another. Comments, docstrings, markdown and layout are left out, so that a better
 sentence does not age a week of runs, and the library's version, so that a release does not; the
 parameters cell is, since its values are hashed. So are the cells from the first one on that looks
-up recorded runs, and the modules that draw: they show results and make none.
+up recorded runs, and the modules that draw: they show results and make none. And so is the module
+that chooses which library multiplies matrices: like the processor and torch itself, which a record
+names, it decides how sums are rounded, not what is computed.
 """
 
 import ast
@@ -22,6 +24,7 @@ LIBRARY = "learnopt"
 PARAMETERS, NOTEBOOK = "parameters", "notebook"
 LOOKS_UP = "records.find("
 DRAW = {"figures", "interactive", "palette", "svg"}  # a test: they import nothing that computes
+ROUND = {"matmul"}  # a test: its products are torch's
 MAX_NAMES = 5  # of changed files in a line
 VERSION, TAG = "__version__", re.compile(r"(?<=@v)[0-9][0-9.]*$")  # the tag ends an address
 MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
@@ -38,7 +41,7 @@ def of(notebook, parameters, library=None):
     code, names = code_of_notebook(Path(notebook))
     found = {PARAMETERS: digest([json.dumps(parameters, sort_keys=True)]), NOTEBOOK: code}
     names = modules(library, names)
-    return found | {_dotted(n): code_of(library, n)[0] for n in names if n not in DRAW}
+    return found | {_dotted(n): code_of(library, n)[0] for n in names if n not in DRAW | ROUND}
 
 
 def modules(library, names):
@@ -145,7 +148,7 @@ def changes(before, now, told_before=None, told_now=None):
     told: the parameters themselves, where they are known, to say which of them differ.
     """
     before = before if isinstance(before, dict) else {}
-    names = now.keys() | before.keys() - {_dotted(name) for name in DRAW}
+    names = now.keys() | before.keys() - {_dotted(name) for name in DRAW | ROUND}
     moved = [k for k in sorted(names) if before.get(k) != now.get(k)]
     parts = []
     if PARAMETERS in moved:
