@@ -58,6 +58,17 @@ def test_an_edit_to_the_library_ages_exactly_what_used_it(checkout, module, sour
     assert content.changes(before, hashes(checkout)) == why
 
 
+def test_assertions_make_no_result_unless_they_assign():
+    plain = content.without_prose("x = f()\nif x:\n    y = 1\nfor k in x:\n    pass")
+    for asserting in (
+        "x = f()\nassert x > 0\nif x:\n    assert x < 9, x\n    y = 1\nfor k in x:\n    assert k",
+        "x = f()\nif x:\n    y = 1\n    pass\nfor k in x:\n    assert k\n    assert x",
+    ):
+        assert content.without_prose(asserting) == plain
+    assert content.without_prose("x = f()\nassert (y := x)") != content.without_prose("x = f()")
+    assert content.without_prose("assert x") == content.without_prose("pass")
+
+
 def test_changed_parameters_are_named_where_they_are_known(checkout):
     before, now = hashes(checkout), hashes(checkout, lr=0.5)
     assert content.changes(before, now) == "parameters changed"

@@ -6,7 +6,8 @@ sentence does not age a week of runs, and the library's version, so that a relea
 parameters cell is, since its values are hashed. So are the cells from the first one on that looks
 up recorded runs, and the modules that draw: they show results and make none. And so is the module
 that chooses which library multiplies matrices: like the processor and torch itself, which a record
-names, it decides how sums are rounded, not what is computed.
+names, it decides how sums are rounded, not what is computed. And so are assertions: they can stop a
+run and change no result.
 """
 
 import ast
@@ -109,8 +110,25 @@ def imported(source):
     return [name.split(".")[1] for name in names if name.startswith(f"{LIBRARY}.")]
 
 
+class _WithoutAssertions(ast.NodeTransformer):
+    """Assertions that assign nothing become ``pass``; a ``pass`` beside other statements goes."""
+
+    def visit_Assert(self, node):
+        assigns = any(isinstance(part, ast.NamedExpr) for part in ast.walk(node))
+        return node if assigns else ast.Pass()
+
+    def generic_visit(self, node):
+        super().generic_visit(node)
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list) and block:
+                kept = [one for one in block if not isinstance(one, ast.Pass)]
+                setattr(node, field, kept or block[:1])
+        return node
+
+
 def without_prose(source):
-    """The code without comments, docstrings, layout, and the number of a release.
+    """The code without comments, docstrings, assertions, layout, and the number of a release.
 
     A cell with a %magic is kept as it is.
     """
@@ -118,6 +136,7 @@ def without_prose(source):
         tree = ast.parse(source)
     except SyntaxError:
         return source
+    tree = _WithoutAssertions().visit(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
