@@ -7,20 +7,19 @@ one, 784-128-128-128-10, for 10 epochs of 500 steps. Two records a seed take 10 
 CPU core's time. Exit status 2: the data or the folder is not as it must be.
 """
 
-import argparse
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from booktools import packages
-from learnopt import datasets, oho, provenance, records, tasks
+from booktools import beside
+from learnopt import datasets, oho, tasks
 from learnopt.oho_mlp import MLP
 from learnopt.seeding import generator
 
 CHAPTER = "12_oho"
+EXPERIMENTS = ("reset", "batch")
 HIDDEN, BATCH, N_EPOCHS, N_STEPS = (128, 128, 128), 100, 10, 500
 META_RATE = 1e-4  # of the rate; the decay's is a hundredth, as in the chapter
 RESETS = (1, 10, 100, 1000, 0)  # steps; 0: never. Published: without 10
@@ -81,35 +80,17 @@ def record(data, experiment, seed, root=None, **size):
     told = {"dataset": "mnist", "hidden": list(HIDDEN), "n_epochs": N_EPOCHS, "n_steps": N_STEPS}
     told |= {"batch_size": BATCH, "meta_rate": META_RATE, "start_lrs": list(STARTS)}
     told |= {"resets": list(RESETS)} if experiment == "reset" else {"judges": list(JUDGES)}
-    path = records.save(
-        CHAPTER, f"paper-scan-{experiment}-seed{seed}", parameters=told | size, metrics=metrics,
-        curves=curves, seed=seed, device="cpu", preset="paper", root=root,
-        seconds=time.perf_counter() - began,
-    )  # fmt: skip
-    packages.keep(path.parents[1], provenance.installed())
-    return path
+    name = f"paper-scan-{experiment}"
+    return beside.save(CHAPTER, name, seed, began, told | size, metrics, curves, root)
 
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m booktools.oho_scans", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", choices=("reset", "batch"), nargs="+", default=["reset", "batch"])
-    parser.add_argument("--results", type=Path, help="folder of records")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        data = datasets.load("mnist")
-        for seed in options.seeds:
-            for experiment in options.only:
-                print(f"record: {record(data, experiment, seed, options.results)}", flush=True)
-    except (datasets.DatasetError, records.RecordError, OSError) as error:
-        print(f"oho_scans: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def make(experiment, seed, results):
+        return record(datasets.load("mnist"), experiment, seed, results)
+
+    return beside.command("oho_scans", __doc__, "only", EXPERIMENTS, make, arguments)
 
 
 if __name__ == "__main__":

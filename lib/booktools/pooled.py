@@ -8,18 +8,16 @@ mean or its maximum: both are run. One record a seed and pooling, of all arms, t
 minutes of one CPU core's time. Exit status 2: the data or the folder is not as it must be.
 """
 
-import argparse
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from booktools import packages
-from learnopt import datasets, optimizers, provenance, records, smd, smd_mlp, tasks, unroll
+from booktools import beside
+from learnopt import datasets, optimizers, smd, smd_mlp, tasks, unroll
 from learnopt.seeding import generator
 
 CHAPTER = "10_smd_online"
@@ -79,34 +77,17 @@ def record(x, y, pooling, seed, root=None):
     told = {"dataset": "mnist", "pooled": 2, "pooling": pooling, "n_steps": N_STEPS}
     told |= {"steps_per_update": EVERY, "hidden": list(SIZES[1:-1]), "batch_size": BATCH}
     told |= {"n_scored": N_SCORED, "weight_std": 0.1, "start_lrs": list(LRS[1:])}
-    path = records.save(
-        CHAPTER, f"paper-pooled-{pooling}-seed{seed}", parameters=told, metrics=metrics, curves={},
-        seed=seed, device="cpu", preset="paper", root=root, seconds=time.perf_counter() - began,
-    )  # fmt: skip
-    packages.keep(path.parents[1], provenance.installed())
-    return path
+    name = f"paper-pooled-{pooling}"
+    return beside.save(CHAPTER, name, seed, began, told, metrics, {}, root)
 
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m booktools.pooled", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--pooling", choices=POOLINGS, nargs="+", default=list(POOLINGS))
-    parser.add_argument("--results", type=Path, help="folder of records")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        for pooling in options.pooling:
-            x, y = images(pooling)
-            for seed in options.seeds:
-                print(f"record: {record(x, y, pooling, seed, options.results)}")
-    except (datasets.DatasetError, records.RecordError, OSError) as error:
-        print(f"pooled: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def make(pooling, seed, results):
+        return record(*images(pooling), pooling, seed, results)
+
+    return beside.command("pooled", __doc__, "pooling", POOLINGS, make, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""Records beside a chapter, which a script makes and not its notebook: saving, command line."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from booktools import packages
+from learnopt import datasets, provenance, records
+
+
+def save(chapter, name, seed, began, told, metrics, curves, root=None):
+    """Save the record of a run on the CPU that began at ``time.perf_counter()`` = began."""
+    path = records.save(
+        chapter, f"{name}-seed{seed}", parameters=told, metrics=metrics, curves=curves, seed=seed,
+        device="cpu", preset="paper", root=root, seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    packages.keep(path.parents[1], provenance.installed())
+    return path
+
+
+def command(name, doc, option, choices, make, arguments=None):
+    """The command line: for each choice and seed, ``make(choice, seed, results)``; exit status."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m booktools.{name}", description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(f"--{option}", choices=choices, nargs="+", default=list(choices))
+    parser.add_argument("--results", type=Path, help="folder of records")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    try:
+        for choice in getattr(options, option):
+            for seed in options.seeds:
+                print(f"record: {make(choice, seed, options.results)}", flush=True)
+    except (datasets.DatasetError, records.RecordError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
