@@ -156,7 +156,7 @@ def _reason(outcomes):
     if not short:
         return f"all {len(outcomes)} criteria hold" if outcomes[1:] else "its one criterion holds"
     parts = [f"{outcome.say}: {_count(outcome)}" for outcome in short]
-    everywhere = "hold" if outcomes[0].n == 1 else "hold in every record"
+    everywhere = "hold in every record" if any(outcome.n > 1 for outcome in outcomes) else "hold"
     held = len(outcomes) - len(short)
     return f"{held} of {len(outcomes)} criteria {everywhere}. " + "; ".join(parts)
 
