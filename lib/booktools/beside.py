@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from booktools import packages
+from booktools.chapters import InputError
 from learnopt import datasets, provenance, records
 
 
@@ -21,22 +22,23 @@ def save(chapter, name, seed, began, told, metrics, curves, root=None):
     return path
 
 
-def command(name, doc, option, choices, make, arguments=None):
+def command(name, doc, make, option=None, choices=(None,), arguments=None):
     """The command line: for each choice and seed, ``make(choice, seed, results)``; exit status."""
     parser = argparse.ArgumentParser(
         prog=f"python -m booktools.{name}", description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(f"--{option}", choices=choices, nargs="+", default=list(choices))
+    if option:
+        parser.add_argument(f"--{option}", choices=choices, nargs="+", default=list(choices))
     parser.add_argument("--results", type=Path, help="folder of records")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        for choice in getattr(options, option):
+        for choice in getattr(options, option) if option else choices:
             for seed in options.seeds:
                 print(f"record: {make(choice, seed, options.results)}", flush=True)
-    except (datasets.DatasetError, records.RecordError, OSError) as error:
+    except (InputError, datasets.DatasetError, records.RecordError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return 0

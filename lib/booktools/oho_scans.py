@@ -90,7 +90,7 @@ def main(arguments=None):
     def make(experiment, seed, results):
         return record(datasets.load("mnist"), experiment, seed, results)
 
-    return beside.command("oho_scans", __doc__, "only", EXPERIMENTS, make, arguments)
+    return beside.command("oho_scans", __doc__, make, "only", EXPERIMENTS, arguments)
 
 
 if __name__ == "__main__":

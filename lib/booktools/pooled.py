@@ -87,7 +87,7 @@ def main(arguments=None):
     def make(pooling, seed, results):
         return record(*images(pooling), pooling, seed, results)
 
-    return beside.command("pooled", __doc__, "pooling", POOLINGS, make, arguments)
+    return beside.command("pooled", __doc__, make, "pooling", POOLINGS, arguments)
 
 
 if __name__ == "__main__":

@@ -165,8 +165,7 @@ def greedy(model: Model, with_momentum: bool = False) -> Callable:
 def receding(model: Model, horizon: int, n_steps: int, max_lr: float = MAX_LR) -> Callable:
     """At every step, the constant rate that is best for the next ``horizon`` steps; no momentum.
 
-    No plan looks past the end of the run. Horizon 1 is ``greedy``. Rates are searched on a grid
-    that is refined twice: to 0.1 %. For a single run, not for a population.
+    Horizon 1 is ``greedy``; plans end with the run. A grid refined twice, to 0.1 %. For one run.
     """
 
     def policy(t, moments):
@@ -239,8 +238,7 @@ def optimise(
     feeds = [unroll.Feed(t, weight=float(t == n_steps - 1)) for t in range(n_steps)]
 
     def value_and_slope(flat):
-        # `hypergrad.reverse` gives the same to the last bit, but keeps what a second derivative
-        # would need: that takes twice as long
+        # the same as `hypergrad.reverse`, which keeps what a second derivative needs: half the time
         at = torch.tensor(flat, requires_grad=True)
         end, _ = unroll.run(schedule_step(model), layout.views(at), begin, feeds)
         (slope,) = torch.autograd.grad(end.meta_loss, at)
@@ -248,6 +246,5 @@ def optimise(
 
     best = minimize(
         value_and_slope, layout.flatten(phi).numpy(), jac=True, method="L-BFGS-B", bounds=bounds,
-        options={"maxfun": max_evaluations, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-7},
-    )  # fmt: skip
+        options={"maxfun": max_evaluations, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-7})  # fmt: skip
     return layout.views(torch.tensor(best.x))
