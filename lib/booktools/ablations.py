@@ -8,38 +8,28 @@ meta-trainings on digits, takes 5 to 20 minutes of one CPU core's time. Exit sta
 is not as it must be.
 """
 
-import contextlib
-import io
 import sys
 import time
 from pathlib import Path
 
-from booktools import beside, chapters
+from booktools import beside
 
 CHAPTER = "06_horizons"
 CELLS = ("imports", "parameters", "problem", "ablation-kinds", "ablate")
 N_TRAJECTORIES = 100  # of a meta-training, as recorded
+ROWS = ("base", "thesis", "pre-thesis", "raw", "log", "large", "small", "second")
 
 
-def run(notebook, seed, n_trajectories=N_TRAJECTORIES, rows=None):
-    """name -> (what was trained, losses ``(10, 201)`` on the held-out half) of all rows, or some.
+def run(notebook, seed, n_trajectories=N_TRAJECTORIES, rows=ROWS):
+    """name -> (what was trained, losses ``(10, 201)`` on the held-out half) of the rows.
 
     Raises InputError if the notebook is none or has lost one of the cells.
     """
-    cells = {cell.id: cell.source for cell in chapters.read(notebook).cells}
-    if missing := set(CELLS) - set(cells):
-        raise chapters.InputError(f"{notebook}: no cell {sorted(missing)}; mend CELLS")
-    found = {}
-    for name in CELLS:
-        if name == "ablate":
-            chosen = " ".join(rows or found["ABLATIONS"])
-            found |= {"seed": seed, "n_ablation": n_trajectories, "ablations": chosen}
-        with contextlib.redirect_stdout(io.StringIO()):  # the chapter's table
-            exec(compile(cells[name], f"{notebook}, {name}", "exec"), found)
-    return found["ablated"]
+    before = {"seed": seed, "n_ablation": n_trajectories, "ablations": " ".join(rows)}
+    return beside.executed(notebook, CELLS, {"ablate": before})["ablated"]
 
 
-def record(notebook, seed, root=None, n_trajectories=N_TRAJECTORIES, rows=None):
+def record(notebook, seed, root=None, n_trajectories=N_TRAJECTORIES, rows=ROWS):
     """Run the rows, and save the record."""
     began, metrics, curves = time.perf_counter(), {}, {}
     for name, (trained, losses) in run(notebook, seed, n_trajectories, rows).items():

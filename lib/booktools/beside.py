@@ -1,13 +1,15 @@
 """Records beside a chapter, which a script makes and not its notebook: saving, command line."""
 
 import argparse
+import contextlib
+import io
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from booktools import packages
+from booktools import chapters, packages
 from booktools.chapters import InputError
 from learnopt import datasets, provenance, records
 
@@ -20,6 +22,23 @@ def save(chapter, name, seed, began, told, metrics, curves, root=None):
     )  # fmt: skip
     packages.keep(path.parents[1], provenance.installed())
     return path
+
+
+def executed(notebook, cells, before):
+    """The names that some cells of a notebook leave, executed in this order, without their tables.
+
+    before: cell -> {name: value} to set just before it. Raises InputError if the notebook is none
+    or has lost one of the cells.
+    """
+    sources = {cell.id: cell.source for cell in chapters.read(notebook).cells}
+    if missing := set(cells) - set(sources):
+        raise InputError(f"{notebook}: no cell {sorted(missing)}; its script names them in CELLS")
+    found = {}
+    for cell in cells:
+        found |= before.get(cell, {})
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(sources[cell], f"{notebook}, {cell}", "exec"), found)
+    return found
 
 
 def command(name, doc, make, option=None, choices=(None,), arguments=None):
