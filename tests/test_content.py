@@ -69,6 +69,13 @@ def test_assertions_make_no_result_unless_they_assign():
     assert content.without_prose("assert x") == content.without_prose("pass")
 
 
+def test_a_figure_s_alt_text_makes_no_result_unless_it_is_computed():
+    plain = content.without_prose("show(fig, 1)")
+    assert content.without_prose("show(fig, 1, alt='Two ' 'lines.')") == plain
+    for other in ("show(fig, 1, title='a')", "show(fig, 1, alt=f(x))", "show(fig, 1, 'alt')"):
+        assert content.without_prose(other) != plain
+
+
 def test_changed_parameters_are_named_where_they_are_known(checkout):
     before, now = hashes(checkout), hashes(checkout, lr=0.5)
     assert content.changes(before, now) == "parameters changed"

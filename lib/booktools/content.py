@@ -6,8 +6,8 @@ sentence does not age a week of runs, and the library's version, so that a relea
 parameters cell is, since its values are hashed. So are the cells from the first one on that looks
 up recorded runs, and the modules that draw: they show results and make none. And so is the module
 that chooses which library multiplies matrices: like the processor and torch itself, which a record
-names, it decides how sums are rounded, not what is computed. And so are assertions: they can stop a
-run and change no result.
+names, it decides how sums are rounded, not what is computed. And so are assertions, which can stop
+a run and change no result, and a figure's words for those who cannot see it.
 """
 
 import ast
@@ -127,8 +127,13 @@ class _WithoutAssertions(ast.NodeTransformer):
         return node
 
 
+def _is_alt(keyword):
+    text = keyword.value
+    return keyword.arg == "alt" and isinstance(text, ast.Constant) and isinstance(text.value, str)
+
+
 def without_prose(source):
-    """The code without comments, docstrings, assertions, layout, and the number of a release.
+    """The code without comments, docstrings, assertions, alt texts, layout, a release's number.
 
     A cell with a %magic is kept as it is.
     """
@@ -143,6 +148,8 @@ def without_prose(source):
                 node.body = node.body[1:] or [ast.Pass()]
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets) == VERSION:
             node.value = ast.Constant("")
+        elif isinstance(node, ast.Call):
+            node.keywords = [part for part in node.keywords if not _is_alt(part)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = TAG.sub("", node.value)
     return ast.unparse(tree)
