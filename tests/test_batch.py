@@ -395,6 +395,18 @@ def test_a_held_run_can_go_on_and_its_record_will_say_so(engine, half_done):
     assert plan.read_json(half_done / plan.STARTED)["mixed"] is True
 
 
+def test_a_run_that_went_on_and_failed_is_held_again(engine, half_done, capsys):
+    batch.main(["-p", "lr", "0.5", "--stale", "go-on"])
+    (half_done / plan.DONE).unlink()
+    plan.write_json(half_done / plan.FAILED, {"error": "CheckpointError: of another run"})
+    engine.clear()
+    assert batch.main(["-p", "lr", "0.5"]) == 1
+    assert "HELD 01_small quick seed 0: failed before: Check" in capsys.readouterr().out
+    assert engine == []
+    assert batch.main(["-p", "lr", "0.5", "--stale", "restart"]) == 0
+    assert engine == [[0]] and not (half_done / "seed0.checkpoint").exists()
+
+
 def test_a_run_that_was_stopped_goes_on_when_only_prose_has_changed(engine, half_done):
     path = Path("notebooks/01_small.ipynb")
     notebook = nbformat.read(path, as_version=4)

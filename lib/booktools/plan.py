@@ -97,7 +97,9 @@ def state(run):
         return State("stale", why)
     failed = read_json(run.folder / FAILED)
     if failed is not None:
-        return State("failed", f"failed before: {failed.get('error')}")
+        # its checkpoints may be what it failed at: someone decides again
+        name = "held" if started.get("mixed") else "failed"
+        return State(name, f"failed before: {failed.get('error')}")
     return State("interrupted", "goes on where it was stopped")
 
 
