@@ -13,7 +13,9 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / f"{ablations.CHAPTER}.ipynb
 
 
 def test_a_record_has_the_names_of_the_one_that_the_chapter_leaves(tmp_path):
-    made = records.load(ablations.record(NOTEBOOK, 3, tmp_path, 2, ["base", "second"]))
+    made = records.load(
+        ablations.record(NOTEBOOK, 3, tmp_path, n_ablation=2, ablations="base second")
+    )
     assert made.name == "paper-ablations-seed3" and made.chapter == ablations.CHAPTER
     chapters_own = records.find(ablations.CHAPTER, "paper-ablations-seed0")[0]
     assert set(made.metrics) < set(chapters_own.metrics)
@@ -25,7 +27,7 @@ def test_a_record_has_the_names_of_the_one_that_the_chapter_leaves(tmp_path):
 
 def test_rows_are_the_seed_s_own_and_the_same_again():
     def sums(seed):
-        _, losses = ablations.run(NOTEBOOK, seed, 1, ["base"])["base"]
+        _, losses = ablations.run(NOTEBOOK, seed, n_ablation=1, ablations="base")["base"]
         return losses.sum().item()
 
     assert sums(3) == sums(3) != sums(4)

@@ -42,8 +42,13 @@ def test_every_change_changes_what_is_trained(made, monkeypatch, tmp_path):
 
 def test_a_repair_goes_on_from_its_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setenv("LEARNOPT_RUN_DIR", str(tmp_path))
-    values = {**FEW, "n_ablation": 1}
-    first = repairs.trained(NOTEBOOK, "imitation", 0, values)["history"][0]
+    first = repairs.trained(NOTEBOOK, "imitation", 0, FEW)["history"][0]
     assert (tmp_path / "imitation-seed0").is_dir()
-    again = repairs.trained(NOTEBOOK, "imitation", 0, values)["history"][0]
+    again = repairs.trained(NOTEBOOK, "imitation", 0, FEW)["history"][0]
     assert torch.equal(first.history, again.history) and again.seconds == first.seconds
+
+
+def test_a_seed_without_an_optimizer_to_repair_is_refused(monkeypatch, capsys):
+    monkeypatch.chdir(NOTEBOOK.parents[1])
+    assert repairs.main(["--seeds", "9", "--only", "short"]) == 2
+    assert "mnist-seed9" in capsys.readouterr().err

@@ -12,34 +12,33 @@ import sys
 import time
 from pathlib import Path
 
-from booktools import beside
+from booktools import beside, chapters, presets
 
 CHAPTER = "06_horizons"
 CELLS = ("imports", "parameters", "problem", "ablation-kinds", "ablate")
-N_TRAJECTORIES = 100  # of a meta-training, as recorded
-ROWS = ("base", "thesis", "pre-thesis", "raw", "log", "large", "small", "second")
 
 
-def run(notebook, seed, n_trajectories=N_TRAJECTORIES, rows=ROWS):
+def run(notebook, seed, **values):
     """name -> (what was trained, losses ``(10, 201)`` on the held-out half) of the rows.
 
-    Raises InputError if the notebook is none or has lost one of the cells.
+    values: of the chapter's parameters. Raises InputError if the notebook is none or has lost one
+    of the cells.
     """
-    before = {"seed": seed, "n_ablation": n_trajectories, "ablations": " ".join(rows)}
-    return beside.executed(notebook, CELLS, {"ablate": before})["ablated"]
+    return beside.executed(notebook, CELLS, {"ablate": values | {"seed": seed}})["ablated"]
 
 
-def record(notebook, seed, root=None, n_trajectories=N_TRAJECTORIES, rows=ROWS):
-    """Run the rows, and save the record."""
+def record(notebook, seed, root=None, **values):
+    """Run the rows at the settings of the recorded runs but for ``values``, and save the record."""
     began, metrics, curves = time.perf_counter(), {}, {}
-    for name, (trained, losses) in run(notebook, seed, n_trajectories, rows).items():
+    values = presets.load(notebook, "paper", chapters.parameters(notebook)) | values
+    for name, (trained, losses) in run(notebook, seed, **values).items():
         key = name.replace("-", "_")
         metrics[f"loss1_{key}"] = losses[:, 1].mean().item()
         metrics[f"sum100_{key}"] = losses[:, :100].sum(1).mean().item()
         metrics[f"final_{key}"] = losses[:, -10:].mean().item()
         metrics[f"seconds_{key}"] = trained.seconds
         curves |= {f"history_{key}": trained.history, f"mean_{key}": losses.mean(0)}
-    told = {"n_trajectories": n_trajectories, "dataset": "digits"}
+    told = {"n_trajectories": values["n_ablation"], "dataset": "digits"}
     return beside.save(CHAPTER, "paper-ablations", seed, began, told, metrics, curves, root)
 
 

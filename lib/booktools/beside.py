@@ -11,7 +11,13 @@ import torch
 
 from booktools import chapters, packages
 from booktools.chapters import InputError
-from learnopt import datasets, provenance, records
+from learnopt import provenance, records
+from learnopt.checkpoints import CheckpointError
+from learnopt.datasets import DatasetError
+from learnopt.lstm_optimizer import OptimizerError
+from learnopt.records import RecordError
+
+ERRORS = CheckpointError, DatasetError, InputError, OptimizerError, OSError, RecordError
 
 
 def save(chapter, name, seed, began, told, metrics, curves, root=None):
@@ -57,7 +63,7 @@ def command(name, doc, make, option=None, choices=(None,), arguments=None):
         for choice in getattr(options, option) if option else choices:
             for seed in options.seeds:
                 print(f"record: {make(choice, seed, options.results)}", flush=True)
-    except (InputError, datasets.DatasetError, records.RecordError, OSError) as error:
+    except ERRORS as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -15,9 +15,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
-
-from booktools import beside
+from booktools import beside, chapters, presets
 from learnopt import baselines, curriculum, lstm_optimizer
 
 CHAPTER = "06_horizons"
@@ -25,7 +23,7 @@ CELLS = ("imports", "parameters", "problem", "walk", "walk-loop", "repair", "riv
 CHANGES = {  # what differs from the recorded repair
     "imitation": {},  # of Adam at 0.03 on 30 % of the trajectories, as Chen et al. 2020
     "no-scales": {"bound": 0.0},
-    "no-clip": {"clip": 1e9},
+    "no-clip": {"clip": 1e9},  # above all of their norms
     "short": {"stages": "300x60"},
     "long": {"stages": "1000x60"},
 }
@@ -57,8 +55,7 @@ def trained(notebook, change, seed, values):
 def record(notebook, change, seed, root=None, **values):
     """Repair, judge on the chapter's problems, and save the record. values: of its parameters."""
     began, metrics, curves = time.perf_counter(), {}, {}
-    preset = notebook.parent / "presets" / f"{CHAPTER}.paper.yaml"
-    values = yaml.safe_load(preset.read_text()) | values
+    values = presets.load(notebook, "paper", chapters.parameters(notebook)) | values
     found = trained(notebook, change, seed, values)
     (rule,) = found["repairs"].values()
     for name in values["problems"].split():
