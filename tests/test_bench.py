@@ -76,8 +76,51 @@ def test_it_needs_none_of_the_packages_that_only_the_book_needs():
 def test_the_page_is_what_the_file_says():
     kept = json.loads(FILE.read_text())
     assert (ROOT / "book" / "costs.md").read_text() == costs_page.render(kept)
-    assert [entry["work"] for entry in kept["works"]] == [*works.WORKS, *hyper_works.WORKS]
-    assert set(costs_page.WHY) == {entry["work"] for entry in kept["works"]}
+    for name, run in kept.items():
+        assert run["provenance"]["device_name"] == name
+        assert [entry["work"] for entry in run["works"]] == [*works.WORKS, *hyper_works.WORKS]
+        assert set(costs_page.WHY) == {entry["work"] for entry in run["works"]}
+
+
+def entry(*peers):
+    rows = [{"peer": p, "same": True, "ratio": r, "low": r - 1, "high": r + 1} for p, r in peers]
+    spent = {"seconds": 0.5, "in_products": 0.5, "fraction": 0.25, "counted": "windows"}
+    names = {"work": "lstm_window", "title": "Title", "ours": "by hand"}
+    return names | spent | {"rows": rows, "facts": {}}
+
+
+def run(*peers):
+    told = {"commit": "abc", "device_name": "P", "versions": {"torch": "2"}, "seed": 0}
+    told |= {"device": "cpu", "seconds": 1.0, "date": "2026-11-22T00:00:00+00:00"}
+    return {"matmul": {"blas": 9e10}, "works": [entry(*peers)], "peers": {}, "provenance": told}
+
+
+def test_each_kind_of_processor_has_a_column_and_keeps_it(tmp_path, monkeypatch):
+    page = costs_page.render({"One": run(("plain", 3.0), ("jax", 2.0)), "Two": run(("plain", 4.0))})
+    assert "| time over that of by hand | One | Two |" in page
+    assert "| plain | 3 (2 to 4) | 4 (3 to 5) |" in page
+    assert "| jax | 2 (1 to 3) | not installed |" in page
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"Another": "its run"}))
+    monkeypatch.setattr(sys, "argv", ["bench", "--rounds", "1", "--write", str(file)])
+    monkeypatch.setattr(works, "WORKS", {})
+    monkeypatch.setattr(hyper_works, "WORKS", {})
+    monkeypatch.setattr(costs_page, "write", lambda: None)
+    bench.main()
+    kept = json.loads(file.read_text())
+    assert kept.pop("Another") == "its run"
+    ((name, ours),) = kept.items()
+    assert ours["provenance"]["device_name"] == name
+
+
+def test_a_broken_file_is_refused_before_anything_is_timed(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    file.write_text("{")
+    monkeypatch.setattr(sys, "argv", ["bench", "--write", str(file)])
+    with pytest.raises(SystemExit) as stop:
+        bench.main()
+    assert stop.value.code == 2
+    assert "is no JSON" in capsys.readouterr().err
 
 
 def test_no_number_of_the_page_is_typed_by_hand():

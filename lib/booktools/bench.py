@@ -11,7 +11,7 @@ path the part of its time that goes into matrix products, and how far it is from
 machine's rate and nothing else.
 
 The libraries of the extra `bench` take part where they are installed. ``--write FILE`` keeps it
-all as JSON, and writes the book's page about it.
+all as JSON, beside the runs of other kinds of processors, and writes the book's page about it.
 """
 
 import argparse
@@ -150,6 +150,12 @@ def main() -> None:
         parser.error("--rounds must be 1 or more")
     if arguments.write and arguments.only:
         parser.error("--write keeps all works or none: leave out --only")
+    try:
+        runs = json.loads(arguments.write.read_text()) if arguments.write else {}
+    except FileNotFoundError:
+        runs = {}
+    except ValueError as error:
+        parser.error(f"{arguments.write} is no JSON ({error}): delete it or take it from git")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers, which are older than torch
     began, rates = time.perf_counter(), matmul_rates()
@@ -164,8 +170,9 @@ def main() -> None:
         origin = provenance.describe(seed=0, device="cpu", seconds=taken)
         kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
         kept |= {"peers": versions(), "provenance": origin}
-        text = json.dumps(kept, indent=1, allow_nan=False) + "\n"
         packages.keep(arguments.write.parent, provenance.installed())
+        runs[origin["device_name"]] = kept
+        text = json.dumps(runs, indent=1, allow_nan=False) + "\n"
         atomic.write({arguments.write: text.encode()})
         costs_page.write()
 

@@ -2,8 +2,8 @@
 
     python -m booktools.costs_page            write book/costs.md from data/results/bench.json
 
-`make bench` does it too. Every number of the page is from that file; the texts say what bounds a
-work and hold no number that was measured.
+`make bench` does it too. The file has one run for each kind of processor, by its name. Every number
+of the page is from that file; the texts say what bounds a work and hold no measured number.
 """
 
 import json
@@ -27,7 +27,8 @@ each turn once untimed and once timed, so that no way starts with the memory of 
 the processor time of a way over that of the library's fast path in the same round: above 1 the fast
 path is faster. Given are the median over the rounds, the lowest and the highest. A way must give
 the same numbers first, in single precision. Rows in *italics* do something else and are there for
-comparison. Absolute times belong to the machine: measure yours with `make bench`.
+comparison. Absolute times belong to the machine: measure yours with `make bench`, which puts its
+run beside those of other kinds of processors.
 
 The processor's own limit is measured in the same run, as the rate of large matrix products on one
 thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. The better of the two
@@ -83,9 +84,10 @@ took, in the `seconds` of their [records](batch.md).
 
 
 def render(bench: dict) -> str:
-    """The text of book/costs.md."""
-    parts = [HEAD, _machine(bench)]
-    parts += [_section(entry) for entry in bench["works"]]
+    """The text of book/costs.md. bench: name of a processor -> its run."""
+    parts = [HEAD, _machines(bench)]
+    for entries in zip(*(run["works"] for run in bench.values()), strict=True):
+        parts.append(_section(dict(zip(bench, entries, strict=True))))
     return "\n".join([*parts, CHAPTERS])
 
 
@@ -106,29 +108,37 @@ def write(root=None) -> None:
     atomic.write({root / "book" / "costs.md": render(bench).encode()})
 
 
-def _machine(bench: dict) -> str:
-    rates, origin = bench["matmul"], bench["provenance"]
-    versions = ", ".join(f"{name} {version}" for name, version in bench["peers"].items())
-    lines = [
-        "| matrix products of 1,024 x 1,024 | GFLOP/s |",
-        "|---|---:|",
-        f"| BLAS | {rates['blas'] / 1e9:.0f} |",
-        *(f"| oneDNN | {rates[key] / 1e9:.0f} |" for key in ("onednn",) if key in rates),
-        "",
-        f"This run: {provenance.line(origin)}; {versions or 'no other library'}.",
-        "",
-    ]
-    return "\n".join(lines)
+def _machines(bench: dict) -> str:
+    rows = ["| matrix products of 1,024 x 1,024, GFLOP/s | BLAS | oneDNN |", "|---|---:|---:|"]
+    runs = []
+    for name, run in bench.items():
+        rates = [run["matmul"].get(library) for library in ("blas", "onednn")]
+        cells = [f"{rate / 1e9:.0f}" if rate else "none" for rate in rates]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+        versions = ", ".join(f"{peer} {version}" for peer, version in run["peers"].items())
+        runs.append(f"- {provenance.line(run['provenance'])}; {versions or 'no other library'}.")
+    return "\n".join([*rows, "", "The runs, one for each kind of processor:", "", *runs, ""])
 
 
-def _section(entry: dict) -> str:
-    head = f"| way | time over that of {entry['ours']} | lowest to highest |"
-    rows = [head, "|---|---:|---|"]
+def _section(entries: dict) -> str:
+    """One work. entries: name of a processor -> its entry of the file."""
+    first, *_ = entries.values()
+    rows = [f"| time over that of {first['ours']} | {' | '.join(entries)} |"]
+    rows.append("|---" * (1 + len(entries)) + "|")
+    for title, same in dict.fromkeys(
+        (r["peer"], r["same"]) for e in entries.values() for r in e["rows"]
+    ):
+        cells = [_ratio(entry, title) for entry in entries.values()]
+        rows.append(f"| {title if same else f'*{title}*'} | {' | '.join(cells)} |")
+    spent = [f"- {name}: {_speed(entry)}. {_bound(entry)}" for name, entry in entries.items()]
+    return "\n".join([f"## {first['title']}", "", *rows, "", *spent, "", WHY[first["work"]], ""])
+
+
+def _ratio(entry: dict, peer: str) -> str:
     for row in entry["rows"]:
-        name = row["peer"] if row["same"] else f"*{row['peer']}*"
-        rows.append(f"| {name} | {row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} |")
-    text = [f"## {entry['title']}", "", *rows, "", f"Here {_speed(entry)}. {_bound(entry)}", ""]
-    return "\n".join([*text, WHY[entry["work"]], ""])
+        if row["peer"] == peer:
+            return f"{row['ratio']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+    return "not installed"
 
 
 def _bound(entry: dict) -> str:
