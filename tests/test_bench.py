@@ -99,7 +99,7 @@ def test_each_kind_of_processor_has_a_column_and_keeps_it(tmp_path, monkeypatch)
     page = costs_page.render({"One": run(("plain", 3.0), ("jax", 2.0)), "Two": run(("plain", 4.0))})
     assert "| time over that of by hand | One | Two |" in page
     assert "| plain | 3 (2 to 4) | 4 (3 to 5) |" in page
-    assert "| jax | 2 (1 to 3) | not installed |" in page
+    assert "| jax | 2 (1 to 3) | not timed |" in page
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"Another": "its run"}))
     monkeypatch.setattr(sys, "argv", ["bench", "--rounds", "1", "--write", str(file)])

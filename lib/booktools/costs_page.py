@@ -47,7 +47,10 @@ written it long before, and it comes from main memory. With 20 units to a layer 
 narrow.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
-memory.""",
+memory. But what goes back through many steps shrinks on the way, and in a long window with an LSTM
+that was not trained yet it falls below the smallest normal number of single precision. Some
+processors are slow with such denormal numbers, Intel's among them;
+`torch.set_flush_denormal(True)` takes them for zero.""",
     "lstm_tasks": """\
 Sixteen tasks are sixteen times the coordinates. Kept whole, their windows would need several
 gigabytes; so only the LSTM's inputs are kept, and each chunk of coordinates repeats its forward
@@ -138,7 +141,7 @@ def _ratio(entry: dict, peer: str) -> str:
     for row in entry["rows"]:
         if row["peer"] == peer:
             return f"{row['ratio']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
-    return "not installed"
+    return "not timed"
 
 
 def _bound(entry: dict) -> str:

@@ -84,16 +84,25 @@ def window() -> Work:
 
 
 def window_steps() -> Work:
-    """Time a step at three lengths of the window."""
+    """Time a step at three lengths of the window, and at the longest with denormals flushed."""
     task, lengths = classifier([784, 20, 10]), {f"{n} steps": n for n in (N_UNROLL, 5, 100)}
     first, *rest = [(name, window_way(task, n)) for name, n in lengths.items()]
-    title = "LSTM window: time a step, by the length of the window"
+    longest, way = rest[-1]
+    flushed = f"{longest}, denormals flushed"
+
+    def flushing():
+        torch.set_flush_denormal(True)
+        try:
+            return way()
+        finally:
+            torch.set_flush_denormal(False)
+
     return Work(
         "lstm_steps",
-        title,
+        "LSTM window: time a step, by the length of the window",
         dict([first]),
-        others=dict(rest),
-        units=lengths,
+        others=dict(rest) | {flushed: flushing},
+        units=lengths | {flushed: lengths[longest]},
         counted="steps",
         rounds=3,
     )
