@@ -44,7 +44,7 @@ suffix sums of the gradients, and writes into buffers that it made once
 ([the derivation](api.md)). It takes the coordinates in chunks, so that what one operation of a step
 leaves to the next is in the processor's cache. What the way back reads is not: each step has
 written it long before, and it comes from main memory. With 20 units to a layer the products are
-narrow. Where oneDNN is no faster than BLAS, as on Intel's processors, the lead is smaller.""",
+narrow. On the Intel processor, where oneDNN is no faster than BLAS, the lead is smaller.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory. But what goes back through many steps shrinks on the way, and in a long window with an LSTM
@@ -89,8 +89,11 @@ took, in the `seconds` of their [records](batch.md).
 def render(bench: dict) -> str:
     """The text of book/costs.md. bench: name of a processor -> its run."""
     parts = [HEAD, _machines(bench)]
-    for entries in zip(*(run["works"] for run in bench.values()), strict=True):
-        parts.append(_section(dict(zip(bench, entries, strict=True))))
+    works = {}  # name of a work -> name of a processor -> entry: a run may be older than a work
+    for name, run in bench.items():
+        for entry in run["works"]:
+            works.setdefault(entry["work"], {})[name] = entry
+    parts += map(_section, works.values())
     return "\n".join([*parts, CHAPTERS])
 
 

@@ -3,7 +3,7 @@
     python -m booktools.repairs --seeds 0 1 2 --only imitation
 
 The code is the chapter's, at the settings of its recorded runs: its cells are executed, and what
-they train is judged on the same test runs. A seed of one change takes 30 to 40 minutes of one CPU
+they train is judged on the same test runs. A seed of one change takes 7 to 40 minutes of one CPU
 core's time; with LEARNOPT_RUN_DIR set to a folder it keeps checkpoints there and goes on from them.
 Exit status 2: the data or the folder is not as it must be.
 """
