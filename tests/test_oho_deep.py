@@ -24,8 +24,8 @@ DOUBLE = {"dtype": torch.float64}
 RULE = oho.Rule({"lr": 1e-3, "weight_decay": 1e-3}, {"lr": (0.0, 1.0)}, reset_every=7)
 
 
-def tiny(made, normalised=True):
-    """A convolutional network for images of 8x8."""
+def tiny(made, width=64, normalised=True):
+    """A convolutional network for images of 8x8, as wide as it is."""
     norm = torch.nn.BatchNorm2d(4) if normalised else torch.nn.Identity()
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3, stride=2), norm, torch.nn.Tanh(),
@@ -38,7 +38,7 @@ def tiny(made, normalised=True):
 
 
 def double(normalised=True):
-    return tiny(generator(0, "tiny"), normalised).double()
+    return tiny(generator(0, "tiny"), normalised=normalised).double()
 
 
 def feeds(n):
@@ -142,6 +142,26 @@ def test_resnet18_has_the_originals_counts_and_torchs_initialization():
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+def test_a_narrow_resnet18_has_the_same_tensors_with_fewer_channels():
+    wide, narrow = (cifar.resnet18(generator(0, "init"), width) for width in (64, 8))
+    assert sum(p.numel() for p in narrow.parameters()) == 176_402
+    kept = {3, 1, 7, 10}  # colours, kernels, classes
+    for mine, theirs in zip(narrow.parameters(), wide.parameters(), strict=True):
+        eighth = [n if n in kept else n // 8 for n in theirs.shape]
+        assert list(mine.shape) == eighth
+    assert [m.stride for m in narrow.modules() if isinstance(m, torch.nn.Conv2d)] == [
+        m.stride for m in wide.modules() if isinstance(m, torch.nn.Conv2d)
+    ]
+    assert narrow(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_pooled_images_are_means_of_squares():
+    whole, pooled = cifar.images("digits", 4), cifar.images("digits", 4, pool=2)
+    assert pooled.train[0].shape == (4, 3, 4, 4)
+    square = whole.test[0][3, 1, 2:4, 4:6]
+    torch.testing.assert_close(pooled.test[0][3, 1, 1, 2], square.mean())
+
+
 def test_the_first_layer_is_drawn_as_torch_draws_it():
     made, torchs = generator(0, "init"), torch.nn.Conv2d(3, 64, 3, bias=False)
     torch.nn.init.kaiming_uniform_(torchs.weight, a=5**0.5, generator=made)
@@ -151,13 +171,13 @@ def test_the_first_layer_is_drawn_as_torch_draws_it():
 def test_crops_of_a_batch_are_those_of_its_images_one_by_one():
     x = torch.rand(40, 3, 8, 6, generator=generator(0, "x"))
     new, made = cifar.shifted(x, generator(0, "crops")), generator(0, "crops")
-    corners = torch.randint(0, 9, (40, 2), generator=made).tolist()
+    corners = torch.randint(0, 3, (40, 2), generator=made).tolist()  # by up to an eighth of 8
     mirrored = torch.randint(0, 2, (40, 1), generator=made).flatten().tolist()
-    padded = F.pad(x, (4, 4, 4, 4))
+    padded = F.pad(x, (1, 1, 1, 1))
     for ours, image, (i, j), flip in zip(new, padded, corners, mirrored, strict=True):
         cut = image[:, i : i + 8, j : j + 6]
         assert torch.equal(ours, cut.flip(2) if flip else cut)
-    assert 0 < sum(mirrored) < 40 and len({tuple(c) for c in corners}) > 20
+    assert 0 < sum(mirrored) < 40 and len({tuple(c) for c in corners}) == 9
 
 
 def test_grey_images_get_three_channels_and_colours_of_mean_0():
@@ -252,7 +272,7 @@ def test_convolutions_are_in_float32_unless_tf32_is_asked_for():
     for tf32 in (False, True):
         seen = []
 
-        def network(made, seen=seen):
+        def network(made, width, seen=seen):
             net = tiny(made)
             net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
             return net
@@ -377,6 +397,42 @@ def test_small_trials_stay_out_of_the_ledger_and_whole_experiments_do_not():
     assert deep.parse(["groups", "--epochs", "3"]).results.parts[-2:] == ("deep", "results")
     assert deep.parse(["groups", "--images", "10"]).results.parts[-2:] == ("deep", "results")
     assert deep.parse(["groups"]).results is None  # records.save: data/results
+
+
+def test_the_narrow_scale_has_records_of_its_own(tmp_path):
+    seen = []
+
+    def network(made, width):
+        seen.append(width)
+        return torch.nn.Sequential(torch.nn.Upsample(scale_factor=2), tiny(made))
+
+    folders = ["--results", str(tmp_path), "--checkpoints", str(tmp_path / "checkpoints")]
+    more = ["--data", "digits", "--images", "40", "--epochs", "2"]
+    given = ["objective", "--narrow", *more, *folders]
+    assert deep.main(given, network=network) == 0
+    (record,) = records.find(deep.CHAPTER, "*-objective-*", tmp_path)
+    assert record.name == "narrow-objective-seed0" and record.preset == "narrow"
+    told = record.parameters
+    assert set(seen) == {told["width"]} == {8} and told["pixels"] == 4
+    options = deep.parse(["objective", "--narrow"])
+    arms = deep.settings_of(options, deep.EXPERIMENTS["objective"], cifar.images("digits"), 0)
+    assert arms["train"].meta_rate == 1e-5 * deep.NARROW["meta_factor"]
+    assert arms["train"].judge_size == deep.NARROW["largest_judge"]
+    assert options.results is None and options.device == "cpu"
+    fewer = deep.parse(["objective", "--narrow", "--images", "10"])
+    assert fewer.results.parts[-2:] == ("deep", "results") and fewer.epochs == options.epochs
+
+
+def test_experiments_share_the_runs_of_equal_arms(tmp_path):
+    assert command(tmp_path, "objective", "--arms", "validation") == 0
+    (path,) = tmp_path.glob("*.pt")
+    before = path.stat().st_mtime_ns
+    assert command(tmp_path, "groups", "--arms", "q1") == 0
+    assert list(tmp_path.glob("*.pt")) == [path] and path.stat().st_mtime_ns == before
+    others = ["--seed", "1"], ["--epochs", "3"], ["--images", "50"]
+    for n_before, more in enumerate(others, 1):
+        assert command(tmp_path, "objective", "--arms", "validation", *more) == 0
+        assert len(list(tmp_path.glob("*.pt"))) == n_before + 1
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):

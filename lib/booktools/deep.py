@@ -4,14 +4,19 @@
     python -m booktools.deep objective --device cuda
     python -m booktools.deep groups --device cuda --runs 3        # seeds 0, 1 and 2
     python -m booktools.deep shaken-rate --device cuda --arms oho_epoch30 fixed_epoch30
+    python -m booktools.deep objective --narrow                   # for a CPU: about an hour
     python -m booktools.ledger
 
 An experiment is a number of arms, one run each. A run leaves a checkpoint after each epoch: the
 same command goes on where it was killed, and several commands with other --arms can share the work.
-When all arms of a seed are finished, one record is written, paper-<experiment>-seed<seed>. A whole
-experiment (CIFAR-10, 300 epochs, all images) goes to data/results, where the ledger finds it;
-anything smaller to runs/deep/results, unless --results says otherwise. The record's parameters say
-how many epochs and images it had. Moments of a disturbance scale with the number of epochs.
+An arm that two experiments share is run once. When all arms of a seed are finished, one record is
+written, paper-<experiment>-seed<seed>. A whole experiment (CIFAR-10, 300 epochs, all images) goes
+to data/results, where the ledger finds it; anything smaller to runs/deep/results, unless --results
+says otherwise. The record's parameters say how many epochs and images it had. Moments of a
+disturbance scale with the number of epochs.
+
+--narrow is a scale of its own, of claims of its own, for a machine without a GPU: narrow-... are
+its records, and booktools.deep_experiments says what is smaller in it.
 
 experiments:
 """
@@ -24,11 +29,12 @@ from pathlib import Path
 import torch
 
 from booktools import packages
-from booktools.deep_experiments import EXPERIMENTS, ORIGINAL, last
+from booktools.deep_experiments import EXPERIMENTS, NARROW, ORIGINAL, last
 from learnopt import checkpoints, cifar, datasets, oho_deep, provenance, records
 from learnopt.oho_deep import Settings
 
 CHAPTER = "15_oho_cifar"
+SIZES = ("data", "epochs", "images")  # of a whole experiment they are as its scale has them
 
 
 def settings_of(options, experiment, data, seed):
@@ -40,9 +46,21 @@ def settings_of(options, experiment, data, seed):
         batch = min(told.batch_size, n_train)
         made[name] = told._replace(
             n_epochs=options.epochs, batch_size=batch, n_steps=options.steps or n_train // batch,
-            judge_size=min(told.judge_size, len(judges)), tf32=options.tf32, seed=seed,
+            judge_size=min(told.judge_size, options.largest_judge, len(judges)),
+            meta_rate=told.meta_rate * options.meta_factor, width=options.width, tf32=options.tf32,
+            seed=seed,
         )  # fmt: skip
     return made
+
+
+def described(told):
+    """Part of a file's name: what in the settings is not as it is by default."""
+    usual, words = Settings(), []
+    for name, value in told._asdict().items():
+        if value != getattr(usual, name):
+            values = value if isinstance(value, tuple) else (value,)
+            words.append("-".join(str(x) for x in (name, *values)))
+    return "_".join(words)
 
 
 def gradients(told):
@@ -89,8 +107,8 @@ def run_seed(options, data, seed, network, device):
     clock, found = Clock(chosen), {}
     options.checkpoints.mkdir(parents=True, exist_ok=True)
     for name, told in chosen.items():
-        size = f"{data.name}-{options.images or 'all'}-{options.epochs}"
-        path = options.checkpoints / f"{size}-{options.experiment}-{name}-seed{seed}.pt"
+        size = f"{data.name}_{len(data.train[1])}-images_{data.train[0].shape[-1]}-pixels"
+        path = options.checkpoints / f"{size}_{described(told)}.pt"
         clock.start(name)
         found[name] = oho_deep.run(told, data, path, device, network, clock)
         print(f"seed {seed}, {name}: test loss {last(found[name]):.4g}", flush=True)
@@ -105,6 +123,8 @@ def save(options, experiment, arms, found, data, seed):
         "original_epochs": ORIGINAL["epochs"], "training_images": len(data.train[1]),
         "validation_images": len(data.validation[1]), "test_images": len(data.test[1]),
         "steps_an_epoch": told.n_steps, "batch": told.batch_size, "tf32": options.tf32,
+        "width": options.width, "pixels": data.train[0].shape[-1],
+        "largest_judge": options.largest_judge, "meta_factor": options.meta_factor,
         "arms": experiment.arms(options.epochs),
     }  # fmt: skip
     kept = ("test_loss", "test_accuracy", "lr", "weight_decay")
@@ -114,10 +134,11 @@ def save(options, experiment, arms, found, data, seed):
         for name, values in found.items() for key in kept if key in values
     }  # fmt: skip
     metrics = experiment.metrics(found, options.epochs)
+    scale = "narrow" if options.narrow else "paper"
     path = records.save(
-        CHAPTER, f"paper-{options.experiment}-seed{seed}", parameters=parameters,
+        CHAPTER, f"{scale}-{options.experiment}-seed{seed}", parameters=parameters,
         metrics={key: float(value) for key, value in metrics.items()}, curves=curves, seed=seed,
-        device=options.device, preset="paper", root=options.results,
+        device=options.device, preset=scale, root=options.results,
         seconds=sum(values["seconds"].nansum().item() for values in found.values()),
     )  # fmt: skip
     packages.keep(path.parents[1], provenance.installed())
@@ -132,25 +153,29 @@ def parse(arguments):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("experiment", choices=list(EXPERIMENTS), metavar="EXPERIMENT")
-    parser.add_argument("--epochs", type=int, default=ORIGINAL["epochs"], help="default: 300")
-    parser.add_argument("--images", type=int, default=0, help="of each part; default: all (0)")
+    parser.add_argument("--narrow", action="store_true", help="a scale for a CPU, see above")
+    parser.add_argument("--epochs", type=int, help="default: 300, narrow: 20")
+    parser.add_argument("--images", type=int, help="of each part, 0: all; default: 0, narrow: 5000")
     parser.add_argument("--steps", type=int, default=0, help="an epoch; default: one pass")
-    parser.add_argument("--data", default=ORIGINAL["data"], help="default: cifar10")
-    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, cpu")
+    parser.add_argument("--data", help="default: cifar10")
+    parser.add_argument("--device", help="cuda (default), cuda:1, cpu (default if narrow)")
     parser.add_argument("--seed", type=int, default=0, help="the first; default: 0")
     parser.add_argument("--runs", type=int, default=1, help="seeds; default: 1")
     parser.add_argument("--arms", nargs="+", help="only these, and no record; default: all")
     parser.add_argument("--tf32", action="store_true", help="faster convolutions, 10-bit mantissas")
     parser.add_argument("--results", type=Path, help="folder of records")
     parser.add_argument("--checkpoints", type=Path, help="default: runs/deep/checkpoints")
+    parser.set_defaults(**ORIGINAL)
     options = parser.parse_args(arguments)
+    scale = NARROW if options.narrow else ORIGINAL
+    options = parser.parse_args(arguments, argparse.Namespace(**scale))
     if min(options.epochs, options.runs) < 1 or min(options.images, options.steps) < 0:
         parser.error("--epochs and --runs must be at least 1, --images and --steps at least 0")
     known = EXPERIMENTS[options.experiment].arms(options.epochs)
     if unknown := sorted(set(options.arms or ()) - set(known)):
         parser.error(f"no arms {unknown}; there are {' '.join(known)}")
     runs = (provenance.checkout() or Path()) / "runs" / "deep"
-    whole = not options.steps and all(vars(options)[k] == v for k, v in ORIGINAL.items())
+    whole = not options.steps and all(vars(options)[k] == scale[k] for k in SIZES)
     options.checkpoints = options.checkpoints or runs / "checkpoints"
     options.results = options.results or (None if whole else runs / "results")
     return options
@@ -163,7 +188,7 @@ def main(arguments=None, network=cifar.resnet18):
         device = torch.device(options.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("torch finds no GPU; --device cpu runs too, for trials on few images")
-        data = cifar.images(options.data, options.images, device)
+        data = cifar.images(options.data, options.images, device, pool=options.pool)
         for seed in range(options.seed, options.seed + options.runs):
             path = run_seed(options, data, seed, network, device)
             print(f"record: {path}" if path else "no record: run the other arms too")

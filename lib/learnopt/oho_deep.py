@@ -57,6 +57,7 @@ class Settings(NamedTuple):
     batch_size: int = 100  # images
     n_cosines: int = 0  # gradients of an epoch whose cosines are taken; original: 80
     tf32: bool = False  # GPU: convolutions in TF32, with 10 bits of mantissa
+    width: int = 64  # channels of the network's first stage
     seed: int = 0
 
 
@@ -140,11 +141,11 @@ def run(settings, data, path=None, device="cpu", network=cifar.resnet18, watch=N
     What an epoch measures stands at its end, so nan comes first. A run whose training loss is NaN
     has diverged: it stops, and NaN stands in the rest of its curves. ``path``: a checkpoint, saved
     after each epoch; an interrupted run goes on from it, on a CPU bit for bit, and a finished one
-    is not run again. ``network``: (generator) -> module. ``watch(rows)`` is called after each
-    epoch, with what was measured so far. Raises ValueError for settings that fit no arm or no
+    is not run again. ``network``: (generator, width) -> module. ``watch(rows)`` is called after
+    each epoch, with what was measured so far. Raises ValueError for settings that fit no arm or no
     batch, ``checkpoints.CheckpointError`` for the checkpoint of other settings.
     """
-    model = network(generator(settings.seed, "deep", "init")).to(device)
+    model = network(generator(settings.seed, "deep", "init"), settings.width).to(device)
     trains = tuner(settings, model)
     told = {**settings._asdict(), "data": data.name, "n_images": [len(p[1]) for p in data[1:4]]}
     found = path and checkpoints.load(path, told, ("model", "tuner", "rows"))
