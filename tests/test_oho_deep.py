@@ -309,6 +309,11 @@ def test_a_step_of_the_paper_costs_as_many_gradients_as_the_command_assumes():
 def test_every_claim_on_cifar_has_an_experiment_and_says_its_command():
     _, rows = claims.load(ROOT / "data" / "claims.yaml")
     rows = [row for row in rows if row.chapter == deep.CHAPTER and "mnist" not in row.id]
+    narrow = [row for row in rows if row.preset == "narrow"]
+    for row in narrow:
+        name = row.records.removeprefix("narrow-").removesuffix("-seed*")
+        assert f"python -m booktools.deep {name} --narrow" in row.not_run_reason
+    rows = [row for row in rows if row.preset == "paper"]
     assert {row.records for row in rows} == {f"paper-{k}-seed*" for k in deep.EXPERIMENTS}
     for row in rows:
         name = row.records.removeprefix("paper-").removesuffix("-seed*")
@@ -320,16 +325,17 @@ def test_every_claim_on_cifar_has_an_experiment_and_says_its_command():
 @pytest.mark.parametrize("name", deep_experiments.EXPERIMENTS)
 def test_an_experiment_makes_the_metrics_that_its_claim_wants(name):
     _, rows = claims.load(ROOT / "data" / "claims.yaml")
-    claim = next(
-        r for r in rows if r.chapter == deep.CHAPTER and r.records == f"paper-{name}-seed*"
-    )
+    names = f"paper-{name}-seed*", f"narrow-{name}-seed*"
+    found = [r for r in rows if r.chapter == deep.CHAPTER and r.records in names]
     experiment = deep.EXPERIMENTS[name]
     one = {"oho": small(n_epochs=10, n_cosines=3, n_steps=2)}
     one["fixed"] = small(arm="fixed", n_epochs=10, n_cosines=3, n_steps=2)
     arms = {k: one["fixed" if "arm" in how else "oho"] for k, how in experiment.arms(10).items()}
     metrics = experiment.metrics(arms, 10)
-    published = {entry["metric"] for entry in claim.published} - {None}
-    assert {*rules.metrics_of(claim), *published} <= metrics.keys()
+    for claim in found:
+        published = {entry["metric"] for entry in claim.published} - {None}
+        assert {*rules.metrics_of(claim), *published} <= metrics.keys()
+    assert any(claim.preset == "paper" for claim in found)
     assert all(isinstance(float(value), float) for value in metrics.values())
 
 

@@ -17,7 +17,7 @@ from booktools import strict_yaml
 MAX = sys.float_info.max
 MAX_FILE_BYTES = 1_000_000
 TAGS = ("printed", "digitised", "eye", "secondary", "recalled", "measured", "estimated")
-PRESETS = ("smoke", "quick", "paper", "full")
+PRESETS = ("smoke", "quick", "narrow", "paper", "full")
 SIGNS = ("below_zero", "above_zero", "around_zero")
 
 
