@@ -221,4 +221,12 @@ EXPERIMENTS = {
         "figure 10",
         always({f"reset_{k or 'never'}": {"reset_every": k} for k in (1, 100, 1000, 0)}), lasts,
     ),
+    "schedules": Experiment(
+        "no figure: what a schedule does",
+        always({
+            f"{name}_lr{100 * lr:03.0f}": {"arm": name, "lr": lr}
+            for name in SCHEDULES for lr in (0.05, 0.1, 0.2)
+        }),
+        lasts,
+    ),
 }  # fmt: skip
