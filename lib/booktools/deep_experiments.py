@@ -184,6 +184,12 @@ def tangents(found, n_epochs):
     return metrics
 
 
+def forgetting(n_epochs):
+    """Of figure 7A two blows, and tangents that are forgotten every 100 steps."""
+    struck = shaken("lr", 0.2)(n_epochs)
+    return {f"reset_epoch{at}": struck[f"oho_epoch{at}"] | {"reset_every": 100} for at in (30, 180)}
+
+
 def always(arms):
     """Arms that do not depend on the number of epochs."""
     return lambda n_epochs: arms
@@ -229,4 +235,5 @@ EXPERIMENTS = {
         }),
         lasts,
     ),
+    "shaken-reset": Experiment("no figure: a blow, and short memory", forgetting, lasts),
 }  # fmt: skip
