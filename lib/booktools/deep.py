@@ -4,7 +4,7 @@
     python -m booktools.deep objective --device cuda
     python -m booktools.deep groups --device cuda --runs 3        # seeds 0, 1 and 2
     python -m booktools.deep shaken-rate --device cuda --arms oho_epoch30 fixed_epoch30
-    python -m booktools.deep objective --narrow                   # for a CPU: about an hour
+    python -m booktools.deep objective --narrow                   # on a CPU, 20 minutes
     python -m booktools.ledger
 
 An experiment is a number of arms, one run each. A run leaves a checkpoint after each epoch: the
