@@ -226,6 +226,18 @@ def test_hashes_of_an_older_kind_are_checked_against_the_files_of_the_commit(che
     assert ages.of(older, checkout).name == ages.STALE
 
 
+def test_a_record_that_no_chapter_made_is_as_old_as_its_module(checkout, older, monkeypatch):
+    monkeypatch.setattr(ages, "MADE_BY", {"narrow": "top"})
+    record = older._replace(preset="narrow")
+    edit_cell(checkout, "y = 2 * top.f()")
+    assert ages.of(record, checkout) == (ages.FRESH, "")
+    (checkout / "lib" / "learnopt" / "bottom.py").write_text("def f():\n    return 3\n")
+    why = f"since commit {older.provenance['commit'][:7]} code changed: learnopt.bottom"
+    assert ages.of(record, checkout) == (ages.STALE, why)
+    record.provenance["commit"] = "0" * 40
+    assert ages.of(record, checkout).name == ages.UNKNOWN
+
+
 def test_an_older_record_with_a_parameter_set_by_hand_is_compared_with_it(checkout, older):
     text = "preset: paper\nlr: 1.0"
     chapter_maker.write_preset(checkout / "notebooks", "01_small", "paper", text)

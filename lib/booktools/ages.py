@@ -22,6 +22,7 @@ from booktools.chapters import InputError
 from learnopt import provenance, records
 
 FRESH, STALE, UNKNOWN = "fresh", "stale", "age unknown"
+MADE_BY = {"narrow": "oho_deep"}  # preset of records that no chapter makes: the module that runs
 
 
 class Age(NamedTuple):
@@ -31,6 +32,8 @@ class Age(NamedTuple):
 
 def of(record, root):
     """The Age of a Record, for the checkout in folder `root`."""
+    if record.preset in MADE_BY:
+        return _of_module(record, root, MADE_BY[record.preset])
     told = record.provenance.get("content")
     by_commit = told is None and from_git(record, root)
     told = by_commit or told
@@ -61,6 +64,20 @@ def of(record, root):
     if why and by_commit:
         why = f"since commit {record.provenance['commit'][:7]} {why}"
     return Age(STALE, why) if why else Age(FRESH, "")
+
+
+def _of_module(record, root, module):
+    """The Age of a record whose runs are a module's: by the code that the module imports."""
+    commit = record.provenance["commit"]
+    files = _files(root, commit, record.chapter)
+    if files is None:
+        return Age(UNKNOWN, "git does not have the code that made it")
+    then, now = (
+        content.of_library(Path(folder, "lib", "learnopt"), [module])
+        for folder in (files.name, root)
+    )
+    why = content.changes(then, now)
+    return Age(STALE, f"since commit {commit[:7]} {why}") if why else Age(FRESH, "")
 
 
 def from_git(record, root):

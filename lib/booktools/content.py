@@ -41,8 +41,13 @@ def of(notebook, parameters, library=None):
     library = library if library.is_dir() else library.parent
     code, names = code_of_notebook(Path(notebook))
     found = {PARAMETERS: digest([json.dumps(parameters, sort_keys=True)]), NOTEBOOK: code}
+    return found | of_library(library, names)
+
+
+def of_library(library, names):
+    """{'learnopt.tasks': hash}: one entry for each module of a folder that `names` import."""
     names = modules(library, names)
-    return found | {_dotted(n): code_of(library, n)[0] for n in names if n not in DRAW | ROUND}
+    return {_dotted(n): code_of(library, n)[0] for n in names if n not in DRAW | ROUND}
 
 
 def modules(library, names):
