@@ -261,7 +261,10 @@ def test_a_corrupt_record_stops_the_ledger_and_is_named(tmp_path, capsys):
         ({"id": "Thesis 4.1"}, "field 'id'.*lower-case"),
         ({"source": "nobody2020"}, "field 'source'.*kostagiolas2019"),
         ({"chapter": "../03"}, "field 'chapter'.*NN_name"),
-        ({"preset": "tiny"}, "field 'preset': 'tiny' is not one of smoke, quick, narrow, paper"),
+        (
+            {"preset": "tiny"},
+            "field 'preset': 'tiny' is not one of smoke, quick, narrow, paper, full",
+        ),
         ({"records": "../paper"}, "field 'records'"),
         ({"min_seeds": 0}, "field 'min_seeds'.*at least 1"),
         ({"min_seeds": True}, "field 'min_seeds'"),
