@@ -42,6 +42,17 @@ def test_an_eighth_label_still_gets_a_look():
     assert len(palette.looks([str(k) for k in range(9)])) == 9
 
 
+def test_labels_may_come_from_a_generator():
+    assert palette.looks(x for x in "ab") == palette.looks(["a", "b"])
+
+
+def test_a_figure_without_a_label_has_no_legend():
+    for drawn in ({}, {"_a": [1, 2], "_b": [2, 1]}):
+        _, ax = figures.new()
+        figures.lines(ax, range(2), drawn, x_label="x", y_label="y")
+        assert ax.get_legend() is None
+
+
 def test_the_standard_error_band_is_the_standard_error_of_the_mean():
     runs = random_runs(50)
     fig, ax = figures.new()

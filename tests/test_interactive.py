@@ -139,11 +139,26 @@ def test_forty_pictures_stay_under_sixty_kilobytes():
         ({"lines": {"loss": (STEPS, decay([0.1, 0.5]))}}, r"'loss': shape \(2, 5\) does not fit"),
         ({"notes": ["one"]}, r"notes have the shape \(1,\), the knobs \(3,\)"),
         ({"lines": {"loss": (STEPS, -decay([1.0])[0])}, "log_y": True}, "finite value .* log axis"),
+        ({"dots": ("less",)}, r"dots names \['less'\]; the lines are \['loss', 'target'\]"),
+        ({"y_range": (1, 1)}, "range 1 to 1: must be finite and ascending"),
+        ({"y_range": (0, 10), "log_y": True}, "range 0 to 10: .* above 0 on a log axis"),
+        ({"x_range": (0, np.inf)}, "range 0 to inf: must be finite"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_clear_message(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_a_constant_is_drawn_whatever_its_size():
+    for value in (0.0, 1e20, -1e20):
+        figure = make(lines={"flat": (STEPS, np.full(5, value))})
+        assert all("M" in path for paths in stored(figure)["paths"] for path in paths)
+
+
+def test_whole_numbers_are_shown_with_all_their_digits():
+    figure = make(knobs={"steps": [1000, 1001, 12345]})
+    assert stored(figure)["knobs"] == [["1000", "1001", "12345"]]
 
 
 def test_the_live_version_draws_at_once_and_again_at_every_move():

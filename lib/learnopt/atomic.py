@@ -2,7 +2,8 @@
 
 Content goes to a hidden temporary file beside its target, is flushed to disk, and is moved over the
 target in one step of the file system. A run that is killed, or a disk that fills up, leaves the old
-file as it was and at worst some `.*.tmp` beside it, which nothing reads.
+file as it was and at worst some `.*.tmp` beside it, which nothing reads. Of several files, a kill
+during the moves leaves the last one absent, old and new alike.
 """
 
 import os
@@ -11,7 +12,9 @@ from pathlib import Path
 
 
 def write(files):
-    """Write files, `path -> bytes`; missing folders are made. Raises OSError, with nothing changed.
+    """Write files, `path -> bytes`; missing folders are made.
+
+    Raises OSError; where it comes before the moves, as on a full disk, nothing is changed.
 
     All are on disk before the first is moved. Where there are several, the last one is the one
     that readers look for: it is absent while the others change, so no reader sees old beside new.

@@ -31,7 +31,8 @@ def save(path, state, parameters):
     """Write `state` atomically. Raises CheckpointError.
 
     state: dict of tensors, numbers, strings, None, and dicts, lists or tuples of these (a
-    NamedTuple as its `_asdict()`). parameters: what the run was told, the same kind of values.
+    NamedTuple as its `_asdict()`). parameters: what the run was told, the same kind of values but
+    for tensors and NaN, which never count as equal.
     """
     buffer = io.BytesIO()
     content = {"state": state, "parameters": parameters}

@@ -68,10 +68,11 @@ def imitation_gradient(fast, gradient: Callable, teacher: Teacher, phi, carry, b
 
 
 def trajectories(draw: Callable | None = None, teacher: Teacher | None = None) -> Callable:
-    """A ``trajectory`` for ``meta_train.train``: one task at a time.
+    """A ``trajectory`` for ``meta_train.train``.
 
     ``draw(generator) -> Task``, with as many parameters as the task of ``train``, gives each
-    trajectory a task of its own. With ``teacher`` a share of them is imitation.
+    trajectory a task of its own. With ``teacher`` a share of them is imitation: then the settings'
+    ``n_tasks`` must be 1.
     """
 
     def trajectory(task, settings, fast, layout, flat, adam_state, k):
@@ -113,10 +114,13 @@ def train(
 
     The ``phi`` of a stage, from which the next one goes on, is the mean of phi after each of the
     last half of its trajectories (Polyak & Juditsky 1992). After one long trajectory phi is noisy,
-    and a validation of a few runs is too noisy to choose by: ``validation`` shows how it goes.
+    and a validation of a few runs is too noisy to choose by: ``validation`` shows how it goes. A
+    stage that stops because phi is not finite gives NaN, and so do those after it; its history then
+    ends with infinity.
 
-    ``checkpoint``: a folder; each stage has its own two files there. Raises
-    checkpoints.CheckpointError where one of them is damaged or missing.
+    ``checkpoint``: a folder; each stage has its own two files there. They know the settings of
+    their stage and not the stages before it, ``trajectory`` or ``start``: give each curriculum a
+    folder of its own. Raises checkpoints.CheckpointError where a file is damaged or missing.
     """
     results, phi = [], start
     for k, (n_steps, n_trajectories) in enumerate(stages):

@@ -1,7 +1,7 @@
 """Curves as bytes: a dict of float32 arrays in a compressed `.npz`, packed and checked.
 
 The same curves give the same bytes (the archive holds no time stamp). Both functions raise
-ValueError with a message that names the curve.
+ValueError with a message that names what is wrong.
 """
 
 import io
@@ -19,6 +19,8 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 def pack(curves):
     """The bytes of the `.npz`. curves: name -> numbers of any shape (list, array or tensor).
+
+    `file` and `allow_pickle` are no names for a curve: numpy keeps them to itself.
 
     Values above 3.4e38, which float32 cannot hold, become inf.
     """

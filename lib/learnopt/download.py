@@ -145,7 +145,10 @@ def read(name, path):
 
 
 def digits():
-    """The 1,797 digits that come with scikit-learn, pixels 0 to 16, as train and test arrays."""
+    """The 1,797 digits that come with scikit-learn, pixels 0 to 16, as train and test arrays.
+
+    Raises DatasetError where they are not those that this book knows.
+    """
     from sklearn.datasets import load_digits  # takes a second: only who asks for it waits
 
     x, y = load_digits(return_X_y=True)

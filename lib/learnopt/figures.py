@@ -162,8 +162,8 @@ def _finish(ax, x_label, y_label, title, log_x, log_y, n_lines, legend_title):
         ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     if log_y:
         ax.set_yscale("log", nonpositive="clip")
-    if n_lines > 1 or legend_title:
-        labels = ax.get_legend_handles_labels()[1]
+    labels = ax.get_legend_handles_labels()[1]
+    if labels and (n_lines > 1 or legend_title):
         ncols = 3 if max(map(len, labels)) <= SHORT else 2
         # under the ticks and the label of the axis, which are so high at any size of the figure
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.8}

@@ -86,9 +86,9 @@ def slider(
     text for each position of the knobs, ``(n_values[, n_values_2])``. start: the index of each
     knob at first. Ranges are (low, high); by default all finite values. Raises ValueError.
     """
-    counts = [len(values) for values in knobs.values()]
-    if len(counts) not in (1, 2) or 0 in counts:
-        raise ValueError(f"expected one or two knobs with values, got {counts} values")
+    if unknown := set(dots) - set(lines):
+        raise ValueError(f"dots names {sorted(unknown)}; the lines are {list(lines)}")
+    counts = _counts(knobs)
     start = [n // 2 for n in counts] if start is None else list(start)
     frame = int(np.ravel_multi_index(start, counts))
     arrays = {label: [_array(values) for values in pair] for label, pair in lines.items()}
@@ -137,6 +137,13 @@ def _live_slider(name, low, high, step):
     make = widgets.IntSlider if whole else widgets.FloatSlider
     middle = low + step * round((high - low) / step / 2)  # on the slider's grid
     return make(middle, min=low, max=high, step=step, description=name, continuous_update=False)
+
+
+def _counts(knobs) -> list[int]:
+    counts = [len(values) for values in knobs.values()]
+    if len(counts) not in (1, 2) or 0 in counts:
+        raise ValueError(f"expected one or two knobs with values, got {counts} values")
+    return counts
 
 
 def _frames(label, x, y, axes, counts, as_dots) -> list[str]:
@@ -196,7 +203,7 @@ def _notes(notes, counts) -> list[str]:
 
 
 def _shown(value) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+    return str(value) if isinstance(value, str | int) else f"{value:.3g}"
 
 
 def _array(values) -> np.ndarray:

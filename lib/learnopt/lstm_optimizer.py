@@ -5,10 +5,12 @@ runs the same two-layer LSTM on its own gradient, with its own hidden state:
 
     x_t         = g_t                                   ``inputs="raw"``
                   (log|g_t| / p, sign g_t)              ``inputs="log"``
-                  (m_t, g_t) / sqrt(v_t)                ``inputs="rnnprop"``, Lv et al. 2017
+                  (m_t, g_t) / sqrt(v_t)                ``inputs="rnnprop"``, as Lv et al. 2017
     h1, c1      = LSTMCell(x_t; h1, c1)                 1 or 2 -> 20
     h2, c2      = LSTMCell(h1; h2, c2)                  20 -> 20
     theta_{t+1} = theta_t + out_scale * (w . h2 + b)    rnnprop: out_scale * tanh(w . h2 + b)
+
+(Lv et al. have a fully connected layer before the LSTM, which is left out here.)
 
 ``load("mnist")`` gives one that is trained. ``lstm(...)`` is the reference, an ``Optimizer`` like
 any other. Its fast path is ``lstm_window.Window``.
@@ -36,7 +38,7 @@ BETA = 0.95  # of rnnprop's moving averages
 
 
 def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> dict[str, Tensor]:
-    """Draw the weights from U(-1/sqrt(20), 1/sqrt(20)): 5,221 numbers (raw) or 5,301 (log).
+    """Draw the weights from U(-1/sqrt(20), 1/sqrt(20)): 5,221 numbers (raw) or 5,301.
 
     Names and shapes are those of two torch.nn.LSTMCell and one Linear; the four gate blocks of a
     ``(80, ...)`` tensor are i, f, g, o.
@@ -60,7 +62,7 @@ def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> di
 def features(grad: Tensor, inputs: str, p: float = 10.0) -> Tensor:
     """What the network sees of a gradient ``(n,)`` alone: ``(n, 1)`` raw or ``(n, 2)`` log.
 
-    Log inputs, section 1.2 of the thesis and appendix A of the paper: (log|g| / p, sign g) where
+    Log inputs, as in the thesis' notebook and appendix A of the paper: (log|g| / p, sign g) where
     |g| >= e^-p, else (-1, e^p g). Written with clamps, the two cases need no branch.
     """
     if inputs == "raw":

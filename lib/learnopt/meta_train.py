@@ -144,7 +144,8 @@ def train(
     thesis' sum100). Training stops early where phi or its gradient is no longer finite (the history
     then ends with infinity) and where ``settings.give_up`` says so. With ``checkpoint`` the state
     is saved at every evaluation, and a killed call goes on where it was; random streams are named
-    by trajectory, so the result is the same bit for bit.
+    by trajectory, so the result is the same bit for bit. Raises ValueError for an unknown rule,
+    KeyError for unknown inputs, checkpoints.CheckpointError for a damaged or another's checkpoint.
     """
     layout = Layout.of(lstm_optimizer.init_phi(settings.inputs, generator(0)))
     run_state = _fresh_state(settings, layout, start)

@@ -97,7 +97,8 @@ def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoi
 
     ``draw(epoch)`` makes an epoch's feeds; ``look(epoch, phi, state)`` is recorded before each
     epoch and at the end. ``parameters`` tells one run's checkpoint from another's. Returns phi, the
-    state and the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit.
+    state and the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit. Raises
+    checkpoints.CheckpointError for a damaged checkpoint, another's, or looks that cannot be saved.
     """
     state, seen, begun = learner.start(theta), [], 0
     _, spec = tree_flatten((phi, state))
@@ -118,7 +119,8 @@ def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoi
 def layer_groups(layout: Layout, n_groups: int) -> tuple[int, ...]:
     """The set of each tensor: n_groups runs of layers (weight and bias), the last takes the rest.
 
-    Raises ValueError where there are fewer layers than groups.
+    Layers are modules: a batch norm is one of its own. Raises ValueError where there are fewer
+    layers than groups.
     """
     layers = [name.rsplit(".", 1)[0] for name in layout.shapes]
     names = list(dict.fromkeys(layers))

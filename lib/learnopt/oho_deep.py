@@ -8,8 +8,10 @@ Im, Savin & Cho 2021, figures 1, 3B, 4, 6, 7, 8 and 10, and their public code; `
 puts runs together into experiments. As there: the network, torch's default initialization, batches
 of 100, crops and mirror images for training and judging alike, plain gradient descent that decays
 every tensor, evaluation with running statistics. Not as there: the recursion is that of ``oho``,
-exact and in its order, where the original takes finite differences after the step; and judge
-batches are drawn and cropped anew, where the original has ten frozen ones.
+exact and in its order, where the original takes finite differences after the step; judge batches
+are drawn and cropped anew, where the original has ten frozen ones; and groups count modules, a
+batch norm too, of which there are 41, with one rate and one decay for all tensors of a group, where
+the original counts 21 layers of weights and has a second rate for biases and batch norms.
 
 Arms of the same seed see the same first weights, training batches and crops.
 """
@@ -141,7 +143,8 @@ def run(settings, data, path=None, device="cpu", network=cifar.resnet18, watch=N
     What an epoch measures stands at its end, so nan comes first. A run whose training loss is NaN
     has diverged: it stops, and NaN stands in the rest of its curves. ``path``: a checkpoint, saved
     after each epoch; an interrupted run goes on from it, on a CPU bit for bit, and a finished one
-    is not run again. ``network``: (generator, width) -> module. ``watch(rows)`` is called after
+    is not run again. It does not know ``network`` or the size of the images: another path for each.
+    ``network``: (generator, width) -> module. ``watch(rows)`` is called after
     each epoch, with what was measured so far. Raises ValueError for settings that fit no arm or no
     batch, ``checkpoints.CheckpointError`` for the checkpoint of other settings.
     """

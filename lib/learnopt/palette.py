@@ -32,7 +32,7 @@ def looks(labels) -> dict[str, Look]:
     A label that starts with a method's name gets that method's look, the first time; the others
     take what is left. From the eighth label on the looks repeat.
     """
-    free, kept = list(LOOKS), {}
+    labels, free, kept = list(labels), list(LOOKS), {}
     for label in labels:
         first = label.replace(",", " ").split(" ")[0]
         if first in METHODS and LOOKS[METHODS.index(first)] in free:

@@ -61,7 +61,11 @@ class Record(NamedTuple):
 
 
 def results_root():
-    """The folder of records: $LEARNOPT_RESULTS, else the checkout's, else the packaged copy."""
+    """The folder of records: $LEARNOPT_RESULTS, else the checkout's, else the packaged copy.
+
+    The variable should hold a whole path: a relative one counts from the working folder. Raises
+    RecordError where there is no folder.
+    """
     if os.environ.get("LEARNOPT_RESULTS"):
         return Path(os.environ["LEARNOPT_RESULTS"])
     if provenance.checkout():

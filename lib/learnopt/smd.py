@@ -59,7 +59,7 @@ class Rule(NamedTuple):
         return Meta(phi, self.opt.init(_flat(phi)))
 
     def update(self, meta: Meta, slope: Phi) -> Meta:
-        """One meta-step. A member whose slope is not finite, as it diverged, stays where it is."""
+        """One meta-step. A knob whose slope is not finite, as its run diverged, stays put."""
         layout, flat, grad = _layout(meta.phi), _flat(meta.phi), _flat(slope)
         sound = grad.isfinite()
         if self.clip:

@@ -55,7 +55,10 @@ class Line(NamedTuple):
 
 
 def axes(xs, ys, x_range, y_range, log_x: bool, log_y: bool) -> tuple[Axis, Axis]:
-    """Axes that hold all finite values, or the given (low, high)."""
+    """Axes that hold all finite values, or the given (low, high).
+
+    Raises ValueError where nothing is finite, and for limits that no axis can have.
+    """
     x_limits, y_limits = _limits(xs, x_range, log_x), _limits(ys, y_range, log_y)
     return Axis(*x_limits, log_x, LEFT, RIGHT), Axis(*y_limits, log_y, BOTTOM, TOP)
 
@@ -131,14 +134,20 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
 
 def _limits(arrays, limits, log) -> tuple[float, float]:
     if limits is not None:
-        return tuple(map(float, limits))
+        low, high = map(float, limits)
+        if not (math.isfinite(low) and math.isfinite(high) and low < high and (low > 0 or not log)):
+            raise ValueError(
+                f"range {low:g} to {high:g}: must be finite and ascending, above 0 on a log axis"
+            )
+        return low, high
     values = np.concatenate([np.ravel(np.asarray(a, float)) for a in arrays])
     values = values[np.isfinite(values) & ((values > 0) | (not log))]
     if not values.size:
         raise ValueError("no finite value to draw" + (" on a log axis" if log else ""))
     low, high = float(values.min()), float(values.max())
     if low == high:
-        return (low / 2, high * 2) if log else (low - 1, high + 1)
+        pad = max(1.0, 0.1 * abs(low))
+        return (low / 2, high * 2) if log else (low - pad, high + pad)
     if log:
         return low / (high / low) ** 0.03, high * (high / low) ** 0.03
     return low - 0.03 * (high - low), high + 0.03 * (high - low)

@@ -108,6 +108,7 @@ class Runs(NamedTuple):
 def draw_runs(task: Task, n_runs: int, n_steps: int, seed: int, stream: str = "test") -> Runs:
     """Runs whose k-th depends on (seed, stream, k) alone: 100 runs are the first of 1,000.
 
+    (And on n_steps, for a task that draws all its noise at once, as ``tasks.noisy_quadratic``.)
     Raises ValueError for a classifier that was built without data.
     """
     if task.batches is None:
@@ -137,7 +138,10 @@ def losses(task: Task, opt: Optimizer, phi, runs: Runs) -> Tensor:
 
 
 def grid_losses(task: Task, opt: Optimizer, phis, runs: Runs) -> Tensor:
-    """``losses`` for a stack of phis: ``(n_phis, n_runs, n_steps)``, in one batched pass."""
+    """``losses`` for a stack of phis: ``(n_phis, n_runs, n_steps)``, in one batched pass.
+
+    Raises ValueError where the leaves of ``phis`` are stacks of different lengths.
+    """
     (n_phis,) = {leaf.shape[0] for leaf in phis.values()}
     step = vmap(make_step(task, opt), in_dims=(None, 0, PER_RUN))
     step = vmap(step, in_dims=(0, 0, None))
