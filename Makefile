@@ -19,6 +19,8 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Of one run, and of no other: set by batches, and by hand for booktools.repairs.
+unexport LEARNOPT_RUN_DIR LEARNOPT_TRAINED LEARNOPT_CONTENT
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book html test notebooks smoke batch bench robustness times ledger browser clean

@@ -407,6 +407,30 @@ def test_a_run_that_went_on_and_failed_is_held_again(engine, half_done, capsys):
     assert engine == [[0]] and not (half_done / "seed0.checkpoint").exists()
 
 
+@pytest.mark.parametrize("damage", [None, "", '{"fingerpr'])
+def test_files_of_unknown_code_are_held_until_someone_decides(engine, half_done, capsys, damage):
+    mark = half_done / plan.STARTED
+    mark.unlink() if damage is None else mark.write_text(damage)
+    assert batch.main([]) == 1
+    assert "HELD 01_small quick seed 0: started.json is missing or d" in capsys.readouterr().out
+    assert engine == [] and (half_done / "seed0.checkpoint").exists()
+
+    batch.main(["--dry-run"])
+    assert capsys.readouterr().out.splitlines()[-1] == "1 runs: 0 to run"
+    batch.main(["--dry-run", "--stale", "go-on"])
+    assert "1 runs: 1 to run" in capsys.readouterr().out
+    assert batch.main(["--stale", "go-on"]) == 0
+    assert plan.read_json(mark)["mixed"] is True
+
+
+def test_what_a_run_was_refused_for_is_said(engine, capsys):
+    folder = Path("runs/quick/01_small/seed0")
+    plan.write_json(folder / plan.FAILED, {"error": "device must be cpu"})
+    assert batch.main(["--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "run  01_small quick seed 0: failed, failed before: device must be cpu" in said
+
+
 def test_a_run_that_was_stopped_goes_on_when_only_prose_has_changed(engine, half_done):
     path = Path("notebooks/01_small.ipynb")
     notebook = nbformat.read(path, as_version=4)

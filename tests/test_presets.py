@@ -86,6 +86,9 @@ def test_a_good_preset_is_read(notebook):
     [
         ("lr: 1e-3", "lr must be float, not '1e-3' .*write 1.0e-3"),
         ("lrs: [1e-3]", "lrs must be float, not '1e-3' .*write 1.0e-3"),
+        ("n_steps: '1e3'", "n_steps must be int, not '1e3' .*write digits"),
+        ("n_steps: !!int ''", "is no YAML"),
+        ("verbose: !!bool maybe", "is no YAML"),
         ("lr: .nan", "lr must be finite"),
         ("lr: -.inf", "lr must be finite"),
         ("lr: 1" + 400 * "0", "lr must be finite"),
@@ -149,7 +152,8 @@ def test_a_value_on_the_command_line_takes_the_kind_of_its_parameter(name, text,
 @pytest.mark.parametrize(
     ("name", "text"),
     [("n_steps", "1.5"), ("n_steps", "x"), ("lr", "nan"), ("lr", "inf"), ("verbose", "1"),
-     ("lrs", "[x]"), ("lrs", "3"), ("lrs", "["), ("lrr", "1")],
+     ("lrs", "[x]"), ("lrs", "3"), ("lrs", "["), ("lrr", "1"), ("lrs", "!!int ''"),
+     ("lrs", "!!timestamp no"), ("lrs", 2000 * "[")],
 )  # fmt: skip
 def test_an_ill_typed_value_on_the_command_line_is_refused(name, text):
     with pytest.raises(InputError, match=f"-p: .*{name}"):

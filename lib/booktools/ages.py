@@ -10,6 +10,7 @@ them: their hashes are those of its files, where git has it. Else their age is u
 
 import functools
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from booktools import chapters, content, plan, presets
+from booktools import chapters, content, deep_experiments, plan, presets
 from booktools.chapters import InputError
 from learnopt import provenance, records
 
@@ -76,6 +77,8 @@ def _of_module(record, root, module):
         content.of_library(Path(folder, "lib", "learnopt"), [module])
         for folder in (files.name, root)
     )
+    if module == "oho_deep" and (key := deep_experiments.changed(record.parameters)):
+        return Age(STALE, f"{key} of the experiment changed")
     why = content.changes(then, now)
     return Age(STALE, f"since commit {commit[:7]} {why}") if why else Age(FRESH, "")
 
@@ -107,8 +110,10 @@ def _files(root, commit, chapter):
 
     A commit with local changes ('+dirty') is none that git knows.
     """
+    if not re.fullmatch("[0-9a-f]{7,40}", commit or ""):  # git would take "--output=..." for more
+        return None
     paths = ["lib/learnopt", f"notebooks/{chapter}.ipynb", "notebooks/presets"]
-    command = ["git", "-C", root, "archive", "--format=zip", commit or "", "--", *paths]
+    command = ["git", "-C", root, "archive", "--format=zip", commit, "--", *paths]
     try:
         packed = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -134,7 +139,15 @@ def report(root):
     return "\n".join([*lines, f"{len(ages)} records: {counts}"])
 
 
-if __name__ == "__main__":
+def main():
     root = provenance.checkout()
-    print(report(root) if root else "this is no checkout of the book")
-    sys.exit(0 if root else 2)
+    try:
+        print(report(root) if root else "this is no checkout of the book")
+    except (records.RecordError, OSError) as error:
+        print(f"ages: {error}", file=sys.stderr)
+        return 2
+    return 0 if root else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

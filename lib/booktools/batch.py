@@ -33,7 +33,7 @@ def main(argv=None):
     try:
         runs = planned(arguments)
         if arguments.dry_run:
-            return show(runs, arguments.jobs)
+            return show(runs, arguments.jobs, arguments.stale)
         with only_batch(arguments.runs, arguments.shared) as descriptor:
             rounds.run_all(runs, arguments, argv[cut + 1 :], descriptor)
         finished = [run for run in runs if plan.state(run).name == "finished"]
@@ -164,13 +164,14 @@ def needed_seeds(preset):
     return found
 
 
-def show(runs, n_jobs):
+def show(runs, n_jobs, stale=rounds.HOLD):
     """List the runs, and say which would run, why, and how long that takes."""
-    found = rounds.states(runs)
+    found, todo = rounds.states(runs), []
     for run, (name, reason) in zip(runs, found, strict=True):
-        what = {"finished": "keep", "held": "HOLD"}.get(name, "run")
+        holds = name == "held" and stale == rounds.HOLD
+        what = "keep" if name == "finished" else "HOLD" if holds else "run"
+        todo += [run] if what == "run" else []
         print(f"{what:4} {run}: {name}, {reason}")
-    todo = [run for run, state in zip(runs, found, strict=True) if state.name != "finished"]
     counts = progress.Counts(frozenset(), frozenset(), {})
     time_to_go = f", {progress.time_to_go(todo, counts, n_jobs)}" if todo else ""
     print(f"{len(runs)} runs: {len(todo)} to run{time_to_go}")
@@ -197,7 +198,8 @@ def report(runs, root):
         elif name == "held":
             print(f"HELD {run}: {reason}\n  {HELD}")
         elif name == "interrupted":
-            print(f"ENDED {run}: its process was ended from outside\n  {run.folder / 'run.log'}")
+            reason = "its process ended without a result (killed, or a full disk)"
+            print(f"ENDED {run}: {reason}\n  {run.folder / 'run.log'}")
         elif name in ("new", rounds.WAITING):
             print(f"NOT STARTED {run}: {reason}\n  {root / 'engine.log'}")
     print(f"{counts['finished']} of {len(runs)} runs are finished")

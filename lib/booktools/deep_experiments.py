@@ -6,6 +6,7 @@ no decay, meta-rate 1e-5, unless an arm says otherwise. Not as in the original: 
 all numbers of sets at the same rates; in figure 7 the fixed rate is struck too; schedules decay.
 """
 
+import json
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -188,6 +189,15 @@ def forgetting(n_epochs):
     """Of figure 7A two blows, and tangents that are forgotten every 100 steps."""
     struck = shaken("lr", 0.2)(n_epochs)
     return {f"reset_epoch{at}": struck[f"oho_epoch{at}"] | {"reset_every": 100} for at in (30, 180)}
+
+
+def changed(told):
+    """The first of a narrow record's parameters that the experiment has otherwise now, or None."""
+    experiment = EXPERIMENTS.get(told.get("experiment"))
+    arms = experiment and experiment.arms(NARROW["epochs"])
+    now = {key: NARROW[key] for key in ("epochs", "width", "largest_judge", "meta_factor")}
+    now |= {"arms": json.loads(json.dumps(arms)), "training_images": NARROW["images"]}
+    return next((key for key, value in now.items() if told.get(key) != value), None)
 
 
 def always(arms):

@@ -80,12 +80,12 @@ def main(arguments=None):
         print("ledger: this is no checkout of the book; pass --root FOLDER", file=sys.stderr)
         return 2
     try:
-        texts, judged = files(root)
-    except (claims.ClaimError, records.RecordError) as error:
+        (texts, judged), aged = files(root), ages.report(root)
+    except (claims.ClaimError, records.RecordError, OSError) as error:
         print(f"ledger: {error}", file=sys.stderr)
         return 2
     print(table(judged))
-    print(ages.report(root))
+    print(aged)
     if options.check:
         return _check(root, texts)
     try:

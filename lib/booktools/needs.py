@@ -39,7 +39,7 @@ def read(folder):
                 raise InputError(f"{where}: must be a mapping of from, file and as")
             if not all(isinstance(value, str) and "/" not in value for value in row.values()):
                 raise InputError(f"{where}: from, file and as are names, without a folder")
-            if not row["from"] < chapter:
+            if not (isinstance(chapter, str) and row["from"] < chapter):
                 raise InputError(f"{where}: from must be an earlier chapter, not {row['from']}")
     return table
 
@@ -51,8 +51,10 @@ def of(table, run):
         return None
     try:
         name = row["as"].format(**run.parameters)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{FILE}: {run.notebook.stem}, as: {error!r}") from None
+    if Path(name).name != name:  # a parameter may hold anything
+        raise InputError(f"{FILE}: {run.notebook.stem}, as: {name!r} is no name of a file")
     return Need(run.folder.parents[1] / row["from"] / run.folder.name, row["file"], name)
 
 

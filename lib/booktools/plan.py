@@ -81,11 +81,15 @@ def told(notebook, values):
 def state(run):
     """What has become of a run, read from its folder."""
     now = fingerprint(run.notebook, run.parameters, run.need)
-    if done(run.folder, now):
-        return State("finished", f"{done(run.folder, now)['seconds']:.0f} s")
-    started = read_json(run.folder / STARTED)
-    if started is None:
+    if found := done(run.folder, now):
+        return State("finished", f"{found['seconds']:.0f} s")
+    started, failed = (read_json(run.folder / name) for name in (STARTED, FAILED))
+    if started is None and written(run.folder):
+        return State("held", f"{STARTED} is missing or damaged: which code wrote there?")
+    if started is None and failed is None:
         return State("new", "never run")
+    if started is None:  # refused before it could start
+        return State("failed", f"failed before: {failed.get('error')}")
     if started.get("fingerprint") != now:
         before = started.get("parameters")
         before = before if isinstance(before, dict) else None
@@ -95,7 +99,6 @@ def state(run):
             size = sum(path.stat().st_size for path in kept) / 1e6
             return State("held", f"{why}; it has {len(kept)} checkpoint files, {size:.1f} MB")
         return State("stale", why)
-    failed = read_json(run.folder / FAILED)
     if failed is not None:
         # its checkpoints may be what it failed at: someone decides again
         name = "held" if started.get("mixed") else "failed"
@@ -129,7 +132,8 @@ def begin(folder, job, fingerprint):
     attempts went on, together. Raises InputError if it would be mixed, and nobody asked for that.
     """
     earlier = earlier_seconds(folder)
-    started = read_json(folder / STARTED) or {"fingerprint": fingerprint}
+    unknown = {} if written(folder) else {"fingerprint": fingerprint}
+    started = read_json(folder / STARTED) or unknown
     is_other = started.get("fingerprint") != fingerprint
     if is_other and not job.get("go_on"):
         raise InputError(f"{folder}: the code changed since the batch was planned; start it again")

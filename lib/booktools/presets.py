@@ -50,16 +50,16 @@ def problems(source, values, parameters):
             continue
         problem = chapters.misfit(parameters[name].kind, value)
         if problem:
-            found.append(f"{source}: {name} {problem}{_hint(value)}")
+            found.append(f"{source}: {name} {problem}{_hint(parameters[name].kind, value)}")
     return found
 
 
-def _hint(value):
+def _hint(kind, value):
     items = value if isinstance(value, list) else [value]
     strings = [item for item in items if isinstance(item, str)]
-    if any(_is_number(item) for item in strings):
-        return "; YAML reads 1e-3 as a string, write 1.0e-3"
-    return ""
+    if not any(_is_number(item) for item in strings):
+        return ""
+    return "; YAML reads 1e-3 as a string, write 1.0e-3" if "float" in kind else "; write digits"
 
 
 def _is_number(text):
@@ -94,7 +94,7 @@ def parse(name, text, parameters):
     kind = parameters[name].kind
     try:
         value = _value(kind, text)
-    except (ValueError, KeyError, yaml.YAMLError):
+    except (yaml.YAMLError, *strict_yaml.BROKEN):
         value = text
     found = problems("-p", {name: value}, parameters)
     if found:

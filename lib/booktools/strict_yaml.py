@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+# what PyYAML raises, beside its own errors, for texts like "!!int ''" or a thousand open brackets
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 MAX_INT = 10**1000  # longer ones cannot always be printed in a message
 
 
@@ -55,7 +57,7 @@ def load(path, max_bytes):
         raise ValueError(f"{path}: is no UTF-8 text ({error}); restore it with git") from None
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, *BROKEN) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{path}: is no YAML: {reason}; correct it, or restore it with git"
