@@ -205,6 +205,23 @@ def test_a_chapter_that_is_edited_while_it_runs_is_not_stored_and_counts_as_fail
     assert path.read_text() == before + "\n"
 
 
+def test_a_killed_process_and_a_broken_output_cost_no_other_chapter(tmp_path):
+    kill = "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)"
+    broken = "from IPython.display import display\n"
+    broken += "display({'image/png': 'no image', 'text/plain': ''}, raw=True)"
+    folder = tmp_path / "notebooks"
+    for name, code in (("01_killed", kill), ("02_broken", broken), ("03_good", "print('good')")):
+        chapter_maker.write_whole(folder, name, code)
+
+    result = run("--notebooks", folder, "run", "--store", "--target", tmp_path / "out")
+
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    said = {line.split()[1]: line for line in result.stdout.splitlines() if line[:1] == "["}
+    assert "FAILED its process was killed" in said["01_killed"]
+    assert "NOT STORED: " in said["02_broken"]
+    assert said["03_good"].endswith("stored")
+
+
 def test_the_smoke_preset_reaches_the_chapter_and_is_never_stored(tmp_path):
     path = chapter_maker.write_whole(
         tmp_path, "01_small", "import os; print(preset, n_steps, os.environ['OMP_NUM_THREADS'])"

@@ -30,3 +30,16 @@ def test_the_time_of_a_chapter_is_that_of_the_processor_in_its_kernel(tmp_path, 
     assert found["processor_seconds"] > 1.5 and found["seconds"] > 1.5
     assert {"commit", "date", "device_name", "versions"} <= found.keys()
     assert "02_fails" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_bad_input_is_refused_before_anything_is_measured(tmp_path, capsys):
+    chapter_maker.write(tmp_path / "notebooks", "01_small", "pass")
+    (tmp_path / "times.json").write_text("{")
+    folder = ["--notebooks", str(tmp_path / "notebooks")]
+
+    assert times.main([*folder, "99"]) == 2
+    assert times.main([*folder, "--write", str(tmp_path / "times.json")]) == 2
+
+    said = capsys.readouterr()
+    assert "'99' is no chapter" in said.err and "times.json is no JSON" in said.err
+    assert said.out == ""

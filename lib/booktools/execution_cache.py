@@ -40,7 +40,8 @@ def refresh(root: Path) -> bool:
     key_file, now = root / CACHE.parent / "execution_key", fingerprint(root)
     if key_file.is_file() and key_file.read_text() == now:
         return False
-    shutil.rmtree(root / CACHE, ignore_errors=True)
+    if (root / CACHE).exists():
+        shutil.rmtree(root / CACHE)
     key_file.parent.mkdir(parents=True, exist_ok=True)
     key_file.write_text(now)
     return True

@@ -9,15 +9,17 @@ while it ran (its outputs are then not stored), 2 for bad input.
 
 import argparse
 import multiprocessing
+import struct
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from booktools import chapters, form, normalise, presets
 from booktools.chapters import InputError
 from learnopt import atomic
 
-NOT_STORED = "NOT STORED: the chapter was edited while it ran"
+NOT_STORED = "NOT STORED:"
 
 
 def main(argv=None):
@@ -71,15 +73,14 @@ def run(arguments):
         for path in picked
     ]
     n_failed = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        futures = {pool.submit(_execute, *job): job for job in todo}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = {pool.submit(_apart, *job): job for job in todo}
         print(f"executing {len(todo)} chapters at {arguments.preset}", flush=True)
         for number, future in enumerate(as_completed(futures), start=1):
             source, target, _ = futures[future]
             seconds, error = future.result()
             outcome = error or (store(target, source, before[source]) if arguments.store else "")
-            n_failed += error is not None or outcome == NOT_STORED
+            n_failed += error is not None or outcome.startswith(NOT_STORED)
             print(f"[{number}/{len(todo)}] {source.stem}  {seconds:.1f} s  {outcome}", flush=True)
             if error:
                 print(f"  see {target}", flush=True)
@@ -90,8 +91,18 @@ def _values(path, preset):
     return presets.load(path, preset, chapters.parameters(path))
 
 
+def _apart(*job):
+    """``_execute`` in a process of its own, which may be killed."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_execute, *job).result()
+        except BrokenProcessPool:
+            return 0.0, "FAILED its process was killed (is there memory enough?)"
+
+
 def _execute(source, target, values):
-    """In a process of its own: the seconds it took, and the error in a line or None."""
+    """The seconds that a chapter took, and the error in a line or None."""
     import time
 
     from booktools import execute  # imports papermill
@@ -106,11 +117,14 @@ def _execute(source, target, values):
 def store(executed, chapter, before):
     """Write the outputs into the chapter, whose text was `before`; say what came of it."""
     if chapter.read_text("utf-8") != before:
-        return NOT_STORED
-    text = normalise.text(normalise.normalise(chapters.read(executed)))
-    if text == before:
-        return "unchanged"
-    atomic.write({chapter: text.encode()})
+        return f"{NOT_STORED} the chapter was edited while it ran"
+    try:
+        text = normalise.text(normalise.normalise(chapters.read(executed)))
+        if text == before:
+            return "unchanged"
+        atomic.write({chapter: text.encode()})
+    except (OSError, ValueError, struct.error) as error:  # a full disk, an output that is no image
+        return f"{NOT_STORED} {error}"
     return "stored"
 
 

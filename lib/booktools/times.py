@@ -18,13 +18,14 @@ import time
 from pathlib import Path
 
 from booktools import chapters, execute, packages, presets
+from booktools.chapters import InputError
 from learnopt import atomic, provenance
 
 PRESETS = ("smoke", presets.QUICK)
 
 
 def main(arguments=None):
-    """The command line: exit code 1 if a chapter fails."""
+    """The command line: exit code 1 if a chapter fails, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m booktools.times")
     parser.add_argument("chapters", nargs="*", metavar="NN", help="e.g. 01 03; all by default")
     parser.add_argument("--preset", choices=PRESETS, help="both by default")
@@ -32,8 +33,14 @@ def main(arguments=None):
     parser.add_argument("--write", type=Path, metavar="FILE", help="the times, as JSON")
     options = parser.parse_args(arguments)
     failed = False
+    try:
+        picked = chapters.pick(options.notebooks, options.chapters)
+        _held(options.write)
+    except (InputError, OSError, ValueError) as error:
+        print(f"times: {error}", file=sys.stderr)
+        return 2
     for preset in [options.preset] if options.preset else PRESETS:
-        for notebook in chapters.pick(options.notebooks, options.chapters):
+        for notebook in picked:
             found = measure(notebook, preset)
             failed |= found is None
             said = "FAILED" if found is None else f"{found['processor_seconds']:7.1f} s"
@@ -67,9 +74,17 @@ def _children():
     return used.ru_utime + used.ru_stime
 
 
+def _held(path):
+    """What the file says. Raises ValueError where it is no JSON."""
+    try:
+        return json.loads(path.read_text()) if path and path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): delete it or take it from git") from None
+
+
 def keep(path, preset, name, found):
     """Put the times of a chapter at a preset into the file."""
-    held = json.loads(path.read_text()) if path.is_file() else {}
+    held = _held(path)
     held.setdefault(preset, {})[name] = found
     ordered = {key: dict(sorted(held[key].items())) for key in PRESETS if key in held}
     atomic.write({path: (json.dumps(ordered, indent=1) + "\n").encode()})
