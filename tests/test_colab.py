@@ -94,9 +94,10 @@ def test_a_fresh_machine_gets_the_library_and_its_records_and_keeps_its_torch(tm
     cell = tmp_path / "cell.py"
     cell.write_text(stub + installation(CHAPTERS[2]))
     after = (
-        "import torch, learnopt; from learnopt import records;"
+        "import torch, learnopt; from learnopt import lstm_optimizer, records;"
         "print(torch.__file__); print(learnopt.__file__);"
-        "print(len(records.find('03_lstm_learns_to_optimize')))"
+        "print(len(records.find('03_lstm_learns_to_optimize')));"
+        "print(sum(leaf.numel() for leaf in lstm_optimizer.load('mnist').phi.values()))"
     )
 
     subprocess.run(
@@ -107,9 +108,10 @@ def test_a_fresh_machine_gets_the_library_and_its_records_and_keeps_its_torch(tm
         capture_output=True, text=True,
     )  # fmt: skip
 
-    torch_file, learnopt_file, n_records = said.stdout.split()
+    torch_file, learnopt_file, n_records, n_weights = said.stdout.split()
     assert torch_file.startswith(str(tmp_path / "preinstalled"))
     assert learnopt_file.startswith(str(colab))
     new = [path.name for path in colab.glob("lib/python*/site-packages/*")]
     assert not any(name.startswith(("torch", "numpy", "scipy")) for name in new)
     assert int(n_records) > 0
+    assert int(n_weights) == 5301  # a trained optimizer comes with the installed library
