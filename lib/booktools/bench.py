@@ -7,8 +7,8 @@ fast path in the same round (CPU time, so that a busy machine distorts it less):
 highest.
 A way must give the same numbers before it is timed. The machine's own limit is measured in the same
 run: large matrix products, in operations a second, by the faster of two libraries; and of each fast
-path the part of its time that goes into matrix products, and how far it is from doing those at the
-machine's rate and nothing else.
+path the part of its time that goes into matrix products, how far it is from doing those at the
+machine's rate and nothing else, and which operations take most of its time, by torch's profiler.
 
 The libraries of the extra `bench` take part where they are installed. ``--write FILE`` keeps it
 all as JSON, beside the runs of other kinds of processors, and writes the book's page about it.
@@ -30,6 +30,7 @@ os.environ.setdefault(
 )
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from booktools import costs_page, hyper_works, packages, works
@@ -37,6 +38,7 @@ from booktools.work import Work
 from learnopt import atomic, matmul, provenance
 
 PEERS = ("torchopt", "higher", "jax")
+N_OPERATIONS = 5  # that the profile of a way names
 
 
 class Products(TorchDispatchMode):
@@ -64,6 +66,15 @@ def seconds(way: Callable) -> float:
     began = time.process_time()
     way()
     return time.process_time() - began
+
+
+def operations(way: Callable) -> dict[str, float]:
+    """The operations that take most of a call's CPU time, and their parts of it."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        way()
+    spent = {e.key.removeprefix("aten::"): e.self_cpu_time_total for e in profiler.key_averages()}
+    largest = sorted(spent, key=spent.get, reverse=True)[:N_OPERATIONS]
+    return {name: digits(spent[name] / sum(spent.values())) for name in largest}
 
 
 def matmul_rates() -> dict[str, float]:
@@ -120,6 +131,7 @@ def measure(work: Work, rounds: int, rate: float) -> dict:
     entry = {"work": work.name, "title": work.title, "ours": first, "seconds": digits(ours)}
     entry |= {"in_products": digits(min(1.0, products.seconds / whole))}
     entry |= {"fraction": digits(products.operations / rate / whole), "rounds": rounds}
+    entry |= {"operations": operations(ways[first])}
     return entry | {"counted": work.counted, "rows": rows, "facts": work.facts}
 
 

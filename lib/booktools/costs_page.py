@@ -8,6 +8,7 @@ of the page is from that file; the texts say what bounds a work and hold no meas
 
 import json
 
+from booktools import costs_chart
 from learnopt import atomic, provenance
 
 HEAD = """\
@@ -27,14 +28,52 @@ each turn once untimed and once timed, so that no way starts with the memory of 
 the processor time of a way over that of the library's fast path in the same round: above 1 the fast
 path is faster. Given are the median over the rounds, the lowest and the highest. A way must give
 the same numbers first, in single precision. Rows in *italics* do something else and are there for
-comparison. Absolute times belong to the machine: measure yours with `make bench`, which puts its
-run beside those of other kinds of processors.
+comparison. The goals were set before the fast paths were written, by prototypes on another machine;
+those that were not reached are named. Absolute times belong to the machine: measure yours with
+`make bench`, which puts its run beside those of other kinds of processors.
 
 The processor's own limit is measured in the same run, as the rate of large matrix products on one
 thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. The better of the two
 is the limit: the share that a computation reaches is the time that its matrix products would take
 at that rate, over the time that it took in all.
 """
+CHART = """\
+```{figure} _static/costs.svg
+:alt: A dot for each way of each work and each processor, with a line from its lowest to its highest
+  ratio, on a logarithmic scale; right of 1 the library's fast path is faster. The numbers are in
+  the tables below.
+:width: 100%
+
+Time of each way over that of the library's fast path: median, lowest and highest of the rounds.
+```
+"""
+SHARE = "share of the limit"
+GOALS = {  # work -> way -> (at least or at most, ratio)
+    "lstm_window": {
+        "autograd through the same steps": ("at least", 3.0),
+        "torchopt": ("at least", 3.0),
+        "higher": ("at least", 3.0),
+        "jax, a jitted scan": ("at least", 2.7),
+        SHARE: ("at least", 0.27),
+    },
+    "lstm_steps": {
+        "5 steps": ("at most", 1.15),
+        "100 steps": ("at most", 1.15),
+        "100 steps, denormals flushed": ("at most", 1.15),
+    },
+    "lstm_tasks": {"16 tasks at once, forward pass repeated": ("at most", 1.4)},
+    "oho_step": {
+        "double backward": ("at least", 2.0),
+        "the original's way: central differences, copied models": ("at least", 3.0),
+        "jax": ("at least", 1.0),
+    },
+    "oho_sets_4": {"jax": ("at least", 1.0)},
+    "oho_sets_8": {"jax": ("at least", 1.0)},
+    "smd_look_ahead": {
+        "forward mode: vmap(jvp(grad))": ("at least", 2.5),
+        "plain autograd": ("at least", 1.2),
+    },
+}
 WHY = {
     "lstm_window": """\
 What bounds it: the matrix products of the two LSTM layers, forward and backward, and the sigmoids
@@ -63,6 +102,12 @@ passes over the network and over its two tangents, and into the calls of many sm
 compiles the step as a whole. So does torch.compile, which needs tens of seconds for it first and no
 line by hand; it does not reach the faster products. The library's stays a page of PyTorch that can
 be read.""",
+    "oho_sets_4": """\
+A set for each layer: a rate and a decay of its own, and exact tangents of both.""",
+    "oho_sets_8": """\
+A set for each tensor. Each set adds two Hessian-vector products. They share the network's passes
+and, in each layer, one matrix product for all tangents, so a step costs less than the products
+would one by one.""",
     "smd_look_ahead": """\
 What bounds it: one gradient a step on the way out, one Hessian-vector product on the way back, as
 in plain autograd; forward mode pays for each knob instead. By hand there are fewer small operations
@@ -88,7 +133,7 @@ took, in the `seconds` of their [records](batch.md).
 
 def render(bench: dict) -> str:
     """The text of book/costs.md. bench: name of a processor -> its run."""
-    parts = [HEAD, _machines(bench)]
+    parts = [HEAD, _machines(bench), CHART]
     works = {}  # name of a work -> name of a processor -> entry: a run may be older than a work
     for name, run in bench.items():
         for entry in run["works"]:
@@ -108,10 +153,11 @@ def lines(entry: dict) -> str:
 
 
 def write(root=None) -> None:
-    """Write book/costs.md of a checkout."""
-    root = root or provenance.checkout()
-    bench = json.loads((root / "data" / "results" / "bench.json").read_text())
-    atomic.write({root / "book" / "costs.md": render(bench).encode()})
+    """Write book/costs.md of a checkout, and its chart."""
+    book = (root or provenance.checkout()) / "book"
+    bench = json.loads((book.parent / "data" / "results" / "bench.json").read_text())
+    page, chart = render(bench).encode(), costs_chart.draw(bench)
+    atomic.write({book / "costs.md": page, book / "_static" / "costs.svg": chart})
 
 
 def _machines(bench: dict) -> str:
@@ -129,15 +175,43 @@ def _machines(bench: dict) -> str:
 def _section(entries: dict) -> str:
     """One work. entries: name of a processor -> its entry of the file."""
     first, *_ = entries.values()
-    rows = [f"| time over that of {first['ours']} | {' | '.join(entries)} |"]
-    rows.append("|---" * (1 + len(entries)) + "|")
+    goals = GOALS.get(first["work"], {})
+    rows = [f"| time over that of {first['ours']} | goal | {' | '.join(entries)} |"]
+    rows.append("|---" * (2 + len(entries)) + "|")
     for title, same in dict.fromkeys(
         (r["peer"], r["same"]) for e in entries.values() for r in e["rows"]
     ):
         cells = [_ratio(entry, title) for entry in entries.values()]
-        rows.append(f"| {title if same else f'*{title}*'} | {' | '.join(cells)} |")
-    spent = [f"- {name}: {_speed(entry)}. {_bound(entry)}" for name, entry in entries.items()]
+        goal = _goal(goals, title)
+        rows.append(f"| {title if same else f'*{title}*'} | {goal} | {' | '.join(cells)} |")
+    shares = " | ".join(f"{entry['fraction']:.2g}" for entry in entries.values())
+    rows.append(f"| *{SHARE}* | {_goal(goals, SHARE)} | {shares} |")
+    spent = [
+        f"- {name}: {_speed(entry)}. {_bound(entry)}{_operations(entry)}{_missed(entry, goals)}"
+        for name, entry in entries.items()
+    ]
     return "\n".join([f"## {first['title']}", "", *rows, "", *spent, "", WHY[first["work"]], ""])
+
+
+def _goal(goals: dict, title: str) -> str:
+    return "{} {:g}".format(*goals[title]) if title in goals else ""
+
+
+def _missed(entry: dict, goals: dict) -> str:
+    ratios = {row["peer"]: row["ratio"] for row in entry["rows"]} | {SHARE: entry["fraction"]}
+    missed = [
+        way
+        for way, (which, goal) in goals.items()
+        if way in ratios and (ratios[way] < goal if which == "at least" else ratios[way] > goal)
+    ]
+    return f" Not reached: the goal for {'; for '.join(missed)}." if missed else ""
+
+
+def _operations(entry: dict) -> str:
+    """Of a run that was profiled: the operations that take most of its time."""
+    found = entry.get("operations", {})
+    shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in found.items())
+    return f" By torch's profiler: {shares}." if found else ""
 
 
 def _ratio(entry: dict, peer: str) -> str:

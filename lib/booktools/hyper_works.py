@@ -19,20 +19,49 @@ def oho_way(learner, theta, feeds, b=1):
     """OHO from theta: the state after the feeds, and the hyperparameters."""
 
     def way():
-        phi = {"lr": torch.full((b, 1), RATE), "weight_decay": torch.full((b, 1), DECAY)}
+        phi = {"lr": RATE, "weight_decay": DECAY}
+        phi = {name: torch.full((b, learner.n_groups), value) for name, value in phi.items()}
         phi, state, _ = oho.run(learner, oho.Rule(), phi, learner.start(theta.expand(b, -1)), feeds)
-        by_lr, by_decay = learner.tangents(state)[0]
-        numbers = {"theta": learner.theta(state)[0], "by_lr": by_lr, "by_decay": by_decay}
+        numbers = {"theta": learner.theta(state)[0], "tangents": learner.tangents(state)[0]}
         return numbers | {name: value[0] for name, value in phi.items()}
 
     return way
 
 
-def oho_step() -> Work:
-    """A step of OHO with a rate and a decay, 784-128-128-128-10, batch 100 + 100."""
+def oho_made():
+    """A network of 784-128-128-128-10, its first weights, and pairs of batches of 100."""
     task = classifier([784, 128, 128, 128, 10], "tanh", batch_size=100)
     theta, drawn = task.init(generator(0)), task.batches(generator(0), 2 * N_STEPS)
-    feeds = list(zip(drawn[::2], drawn[1::2], strict=True))
+    return task, theta, list(zip(drawn[::2], drawn[1::2], strict=True))
+
+
+def oho_sets(n_sets: int) -> Work:
+    """A step of OHO with n sets of hyperparameters and their exact tangents, two a set."""
+    task, theta, feeds = oho_made()
+    groups = oho.layer_groups(task.layout, n_sets) if n_sets < 8 else oho.tensor_groups(task.layout)
+    ways = {
+        "oho_mlp.MLP": oho_way(oho_mlp.MLP(task, "tanh", groups), theta, feeds),
+        "forward mode for any network (oho.Reference)": oho_way(
+            oho.Reference(task, optimizers.decayed(optimizers.sgd()), groups=groups), theta, feeds
+        ),
+    }
+    run = (task, "tanh", theta, feeds, (RATE, DECAY), oho.Rule(), groups)
+    others = {"one set, two tangents": oho_way(oho_mlp.MLP(task, "tanh"), theta, feeds)}
+    return Work(
+        f"oho_sets_{n_sets}",
+        f"OHO: a step with {n_sets} sets of two knobs, {2 * n_sets} tangents, the same network",
+        ways,
+        {"jax": lambda: peers_jax.oho(*run)},
+        others,
+        dict.fromkeys([*ways, *others, "jax"], N_STEPS),
+        tolerance=1e-2,
+        counted="steps",
+    )
+
+
+def oho_step() -> Work:
+    """A step of OHO with a rate and a decay, 784-128-128-128-10, batch 100 + 100."""
+    task, theta, feeds = oho_made()
     fast = oho_mlp.MLP(task, "tanh")
     slow = oho.Reference(task, optimizers.decayed(optimizers.sgd()))
     rule = oho.Rule()
@@ -95,4 +124,9 @@ def look_ahead() -> Work:
     return Work("smd_look_ahead", title, ways, peers, train, counted="look-aheads")
 
 
-WORKS = {"oho_step": oho_step, "smd_look_ahead": look_ahead}
+WORKS = {
+    "oho_step": oho_step,
+    "oho_sets_4": partial(oho_sets, 4),
+    "oho_sets_8": partial(oho_sets, 8),
+    "smd_look_ahead": look_ahead,
+}

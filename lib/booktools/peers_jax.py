@@ -90,30 +90,36 @@ def window(task, phi, carry, batches, features):
     return work
 
 
-def oho(task, activation, theta, feeds, start, rule):
-    """The recursion as a jitted scan: one linearization, both products by vmap."""
+def oho(task, activation, theta, feeds, start, rule, groups=None):
+    """The recursion as a jitted scan: one linearization, all products by vmap.
+
+    groups: the set of hyperparameters of each tensor; without, there is one set.
+    """
     import jax
     import jax.numpy as jnp
 
     slope, tree = jax.grad(loss_of(task.layout, activation)), jax.tree.map
     (mu_lr, mu_decay), limits = rule.rates.values(), rule.limits
+    order = task.layout.shapes
+    group_of = dict(zip(order, groups or [0] * len(order), strict=True))
+    n = max(group_of.values()) + 1
+
+    def moved(k, z, h, g, p, lr, decay):
+        """A tensor of set k and its tangents (2n, ...) after a step."""
+        pull = g + decay[k] * p
+        own = [{k: pull, n + k: lr[k] * p}.get(i, jnp.zeros_like(p)) for i in range(2 * n)]
+        return p - lr[k] * pull, z - lr[k] * (h + decay[k] * z) - jnp.stack(own)
 
     def step(state, feed):
         p, tangents, lr, decay = state
         x, y, x_judge, y_judge = feed
         g, push = jax.linearize(lambda p: slope(p, x, y), p)
-        pull = tree(lambda g, p: g + decay * p, g, p)
-        own = tree(lambda pull, p: jnp.stack([pull, lr * p]), pull, p)
-        tangents = tree(
-            lambda z, h, own: z - lr * (h + decay * z) - own,
-            tangents,
-            jax.vmap(push)(tangents),
-            own,
-        )
-        p = tree(lambda p, pull: p - lr * pull, p, pull)
+        h = jax.vmap(push)(tangents)
+        new = {a: moved(k, tangents[a], h[a], g[a], p[a], lr, decay) for a, k in group_of.items()}
+        p, tangents = ({a: pair[i] for a, pair in new.items()} for i in (0, 1))
         judged = slope(p, x_judge, y_judge)
         shares = tree(lambda g, z: jnp.tensordot(z, g, g.ndim), judged, tangents)
-        by_lr, by_decay = sum(jax.tree.leaves(shares))
+        by_lr, by_decay = sum(jax.tree.leaves(shares)).reshape(2, n)
         lr = jnp.clip(lr - mu_lr * by_lr, *limits["lr"])
         decay = jnp.clip(decay - mu_decay * by_decay, *limits["weight_decay"])
         return (p, tangents, lr, decay), None
@@ -123,17 +129,15 @@ def oho(task, activation, theta, feeds, start, rule):
         jnp.stack(list(map(to_jax, c))) for c in zip(*[a + b for a, b in feeds], strict=True)
     ]
     p = unflatten(task.layout, to_jax(theta))
-    zeros = tree(lambda p: jnp.zeros((2, *p.shape), p.dtype), p)
-    begin = (p, zeros, *map(jnp.float32, start))
+    zeros = tree(lambda p: jnp.zeros((2 * n, *p.shape), p.dtype), p)
+    begin = (p, zeros, *(jnp.full(n, value, jnp.float32) for value in start))
 
     def way():
         p, tangents, lr, decay = jax.block_until_ready(run(begin, tuple(columns)))
-        by_lr, by_decay = (tree(lambda z, k=k: z[k], tangents) for k in (0, 1))
-        names = {"theta": p, "by_lr": by_lr, "by_decay": by_decay}
-        numbers = {"lr": torch.tensor([float(lr)]), "weight_decay": torch.tensor([float(decay)])}
-        order = task.layout.shapes
-        flat = {k: to_torch({name: v[name] for name in order}) for k, v in names.items()}
-        return flat | numbers
+        rows = [to_torch({a: tangents[a][i] for a in order}) for i in range(2 * n)]
+        numbers = {"theta": to_torch({a: p[a] for a in order}), "tangents": torch.stack(rows)}
+        phi = {"lr": lr, "weight_decay": decay}
+        return numbers | {name: torch.tensor(value.__array__()) for name, value in phi.items()}
 
     return way
 

@@ -30,7 +30,7 @@ def oho_by(step, theta, feeds, start, rule):
     for batch, judge in feeds:
         theta, a, b, *slopes = step(theta, a, b, lr, decay, batch, judge)
         lr, decay = meta_step(rule, lr, decay, slopes)
-    numbers = {"theta": theta, "by_lr": a, "by_decay": b}
+    numbers = {"theta": theta, "tangents": torch.stack([a, b])}
     return numbers | {"lr": lr[None], "weight_decay": decay[None]}
 
 
