@@ -37,11 +37,14 @@ thread, by the BLAS that PyTorch links and by oneDNN, which it ships as well. Th
 is the limit: the share that a computation reaches is the time that its matrix products would take
 at that rate, over the time that it took in all.
 """
-CHART = """\
-```{figure} _static/costs.svg
-:alt: A dot for each way of each work and each processor, with a line from its lowest to its highest
-  ratio, on a logarithmic scale; right of 1 the library's fast path is faster. The numbers are in
-  the tables below.
+ALT = (
+    "A dot for each way of each work and each processor, with a line from its lowest to its "
+    "highest ratio, on a logarithmic scale; right of 1 the library's fast path is faster. The "
+    "numbers are in the tables below."
+)
+CHART = f"""\
+```{{figure}} _static/costs.svg
+:alt: {ALT}
 :width: 100%
 
 Time of each way over that of the library's fast path: median, lowest and highest of the rounds.
