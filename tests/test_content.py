@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from booktools import ages, content, plan
+from booktools.deep_experiments import EXPERIMENTS, NARROW, changed
 from learnopt import records
 
 MODULES = {
@@ -236,6 +237,21 @@ def test_a_record_that_no_chapter_made_is_as_old_as_its_module(checkout, older, 
     assert ages.of(record, checkout) == (ages.STALE, why)
     record.provenance["commit"] = "0" * 40
     assert ages.of(record, checkout).name == ages.UNKNOWN
+
+
+def test_a_commit_that_is_none_never_reaches_git(checkout, older, tmp_path):
+    older.provenance["commit"] = f"--output={tmp_path / 'made'}"
+    assert ages.of(older, checkout).name == ages.UNKNOWN
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("key", ["epochs", "width", "training_images", "meta_factor", "arms"])
+def test_a_narrow_record_is_as_old_as_its_experiment(key):
+    told = {"experiment": "groups", "training_images": NARROW["images"]}
+    told |= {name: NARROW[name] for name in ("epochs", "width", "largest_judge", "meta_factor")}
+    told["arms"] = EXPERIMENTS["groups"].arms(NARROW["epochs"])
+    assert changed(told) is None
+    assert changed(told | {key: 3}) == key
 
 
 def test_an_older_record_with_a_parameter_set_by_hand_is_compared_with_it(checkout, older):
