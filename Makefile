@@ -56,11 +56,11 @@ test: $(STAMP) ## style, the chapters' form, the tests, and every cell of every 
 	$(PY) -m booktools.notebooks check
 	$(PY) -m pytest $(NOTEBOOKS) tests --ignore tests/test_site.py -n $(WORKERS) \
 	    --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
-	    -p booktools.share_executions --junitxml=$(REPORTS)/test.xml
+	    -p booktools.share_executions -rs --junitxml=$(REPORTS)/test.xml
 
 browser: $(STAMP) ## drive the built site in headless Chromium (installs Chromium where it can)
 	CHROMIUM="$$(tests/install_browser.sh | tail -n 1)" && export CHROMIUM && \
-	    REQUIRE_SITE=1 $(PY) -m pytest tests/test_site.py -n $(WORKERS) --dist loadgroup \
+	    REQUIRE_SITE=1 $(PY) -m pytest tests/test_site.py -n $(WORKERS) --dist loadgroup -rs \
 	        --junitxml=$(REPORTS)/browser.xml
 
 notebooks: $(STAMP) ## execute chapters at quick and store their outputs (CHAPTERS="01 03"; all by default)
