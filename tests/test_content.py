@@ -7,7 +7,7 @@ import chapter_maker
 import nbformat
 import pytest
 
-from booktools import ages, content, plan
+from booktools import ages, content, plan, source
 from booktools.deep_experiments import EXPERIMENTS, NARROW, changed
 from learnopt import records
 
@@ -24,8 +24,8 @@ def checkout(tmp_path):
     """A folder with a small library, one chapter that imports `top`, and its paper preset."""
     library = tmp_path / "lib" / "learnopt"
     library.mkdir(parents=True)
-    for name, source in MODULES.items():
-        (library / f"{name}.py").write_text(source)
+    for name, text in MODULES.items():
+        (library / f"{name}.py").write_text(text)
     bootstrap = "try:\n    from learnopt import top\nexcept ImportError:\n    %pip install it"
     chapter_maker.write(tmp_path / "notebooks", "01_small", bootstrap, "y = top.f()")
     chapter_maker.write_preset(tmp_path / "notebooks", "01_small", "paper", "preset: paper\n")
@@ -52,29 +52,29 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "source", "why"), EDITS)
-def test_an_edit_to_the_library_ages_exactly_what_used_it(checkout, module, source, why):
+@pytest.mark.parametrize(("module", "text", "why"), EDITS)
+def test_an_edit_to_the_library_ages_exactly_what_used_it(checkout, module, text, why):
     before = hashes(checkout)
-    (checkout / "lib" / "learnopt" / f"{module}.py").write_text(source)
+    (checkout / "lib" / "learnopt" / f"{module}.py").write_text(text)
     assert content.changes(before, hashes(checkout)) == why
 
 
 def test_assertions_make_no_result_unless_they_assign():
-    plain = content.without_prose("x = f()\nif x:\n    y = 1\nfor k in x:\n    pass")
+    plain = source.without_prose("x = f()\nif x:\n    y = 1\nfor k in x:\n    pass")
     for asserting in (
         "x = f()\nassert x > 0\nif x:\n    assert x < 9, x\n    y = 1\nfor k in x:\n    assert k",
         "x = f()\nif x:\n    y = 1\n    pass\nfor k in x:\n    assert k\n    assert x",
     ):
-        assert content.without_prose(asserting) == plain
-    assert content.without_prose("x = f()\nassert (y := x)") != content.without_prose("x = f()")
-    assert content.without_prose("assert x") == content.without_prose("pass")
+        assert source.without_prose(asserting) == plain
+    assert source.without_prose("x = f()\nassert (y := x)") != source.without_prose("x = f()")
+    assert source.without_prose("assert x") == source.without_prose("pass")
 
 
 def test_a_figure_s_alt_text_makes_no_result_unless_it_is_computed():
-    plain = content.without_prose("show(fig, 1)")
-    assert content.without_prose("show(fig, 1, alt='Two ' 'lines.')") == plain
+    plain = source.without_prose("show(fig, 1)")
+    assert source.without_prose("show(fig, 1, alt='Two ' 'lines.')") == plain
     for other in ("show(fig, 1, title='a')", "show(fig, 1, alt=f(x))", "show(fig, 1, 'alt')"):
-        assert content.without_prose(other) != plain
+        assert source.without_prose(other) != plain
 
 
 def test_changed_parameters_are_named_where_they_are_known(checkout):

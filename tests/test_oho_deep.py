@@ -444,6 +444,20 @@ def test_experiments_share_the_runs_of_equal_arms(tmp_path):
         assert len(list(tmp_path.glob("*.pt"))) == n_before + 1
 
 
+@pytest.mark.parametrize("noted", [None, "{", "[]", '{"learnopt.oho_deep": "another hash"}'])
+def test_the_command_does_not_go_on_from_checkpoints_of_other_code(tmp_path, capsys, noted):
+    assert command(tmp_path, "objective", "--arms", "validation") == 0
+    assert command(tmp_path, "objective", "--arms", "train") == 0  # of the same code
+    (tmp_path / "code.json").unlink()
+    if noted:
+        (tmp_path / "code.json").write_text(noted)
+    n_before = len(list(tmp_path.glob("*.pt")))
+    assert command(tmp_path, "groups", "--arms", "q1") == 2
+    said = capsys.readouterr().err
+    assert "learnopt.oho_deep" in said and "--checkpoints" in said
+    assert len(list(tmp_path.glob("*.pt"))) == n_before
+
+
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert command(tmp_path, "reset", "--data", "cifar11") == 2
     assert "cifar11" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from booktools import chapters, content, deep_experiments, plan, presets
+from booktools import chapters, content, deep_experiments, plan, presets, source
 from booktools.chapters import InputError
 from learnopt import provenance, records
 
@@ -56,7 +56,7 @@ def of(record, root):
     for name in hashes.keys() - known.keys():  # a trained optimizer: see needs.py
         if (shipped / name).is_file():
             known[name] = hashes[name]
-            now[name] = content.digest([(shipped / name).read_bytes().hex()])
+            now[name] = source.digest([(shipped / name).read_bytes().hex()])
     why = content.changes(known, now)
     if why and not by_commit and (then := from_git(record, root)):
         # content.py may have hashed code differently when the record was made
@@ -74,7 +74,7 @@ def _of_module(record, root, module):
     if files is None:
         return Age(UNKNOWN, "git does not have the code that made it")
     then, now = (
-        content.of_library(Path(folder, "lib", "learnopt"), [module])
+        source.of_library(Path(folder, "lib", "learnopt"), [module])
         for folder in (files.name, root)
     )
     if module == "oho_deep" and (key := deep_experiments.changed(record.parameters)):

@@ -9,6 +9,7 @@
 
 An experiment is a number of arms, one run each. A run leaves a checkpoint after each epoch: the
 same command goes on where it was killed, and several commands with other --arms can share the work.
+Checkpoints of other code are refused.
 An arm that two experiments share is run once. When all arms of a seed are finished, one record is
 written, paper-<experiment>-seed<seed>. A whole experiment (CIFAR-10, 300 epochs, all images) goes
 to data/results, where the ledger finds it; anything smaller to runs/deep/results, unless --results
@@ -22,15 +23,16 @@ experiments:
 """
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from booktools import packages
+from booktools import packages, source
 from booktools.deep_experiments import EXPERIMENTS, NARROW, ORIGINAL, last
-from learnopt import checkpoints, cifar, datasets, oho_deep, provenance, records
+from learnopt import atomic, checkpoints, cifar, datasets, oho_deep, provenance, records
 from learnopt.oho_deep import Settings
 
 CHAPTER = "15_oho_cifar"
@@ -99,13 +101,32 @@ def hours(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def note_code(folder):
+    """Note beside checkpoints which code makes them. Raises ValueError if it was other code."""
+    path = folder / "code.json"
+    now = source.of_library(Path(oho_deep.__file__).parent, ["cifar", "oho_deep"])
+    if not path.is_file() and not any(folder.glob("*.pt")):
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write({path: json.dumps(now, indent=1).encode()})
+        return
+    try:
+        made = json.loads(path.read_text()) if path.is_file() else {}
+        moved = sorted(name for name in now if made.get(name) != now[name])
+    except (ValueError, AttributeError):
+        moved = list(now)
+    if moved:
+        raise ValueError(
+            f"{folder}: its checkpoints are not of this code ({', '.join(moved)}). Name another "
+            "folder with --checkpoints, or go on at the commit that made them"
+        )
+
+
 def run_seed(options, data, seed, network, device):
     """All arms that are asked for; the record's path, or None while arms are missing."""
     experiment = EXPERIMENTS[options.experiment]
     arms = settings_of(options, experiment, data, seed)
     chosen = {name: arms[name] for name in options.arms or arms}
     clock, found = Clock(chosen), {}
-    options.checkpoints.mkdir(parents=True, exist_ok=True)
     for name, told in chosen.items():
         size = f"{data.name}_{len(data.train[1])}-images_{data.train[0].shape[-1]}-pixels"
         path = options.checkpoints / f"{size}_{described(told)}.pt"
@@ -188,6 +209,7 @@ def main(arguments=None, network=cifar.resnet18):
         device = torch.device(options.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError("torch finds no GPU; --device cpu runs too, for trials on few images")
+        note_code(options.checkpoints)
         data = cifar.images(options.data, options.images, device, pool=options.pool)
         for seed in range(options.seed, options.seed + options.runs):
             path = run_seed(options, data, seed, network, device)

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from booktools import chapters, content, needs
+from booktools import chapters, content, needs, source
 from booktools.chapters import InputError
 from learnopt import atomic
 
@@ -189,7 +189,7 @@ def fingerprint(notebook, parameters, need=None):
     found = content.of(notebook, parameters)
     path = need and needs.source(need, DONE)
     if path and path.is_file():
-        found[need.name] = content.digest([path.read_bytes().hex()])
+        found[need.name] = source.digest([path.read_bytes().hex()])
     return found
 
 
