@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from booktools.content import DRAW
+from booktools.source import DRAW
 
 LIB = Path(__file__).parents[1] / "lib"
 

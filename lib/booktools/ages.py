@@ -59,7 +59,7 @@ def of(record, root):
             now[name] = source.digest([(shipped / name).read_bytes().hex()])
     why = content.changes(known, now)
     if why and not by_commit and (then := from_git(record, root)):
-        # content.py may have hashed code differently when the record was made
+        # source.py may have hashed code differently when the record was made
         code = {k: v for k, v in then["hashes"].items() if k != content.PARAMETERS}
         why = content.changes(known | code, now)
     if why and by_commit:
