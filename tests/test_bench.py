@@ -14,6 +14,7 @@ from booktools.work import Work
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "data" / "results" / "bench.json"
+CHECKED = json.loads(FILE.with_name("checks.json").read_text())
 
 
 def answer(*values):
@@ -75,7 +76,7 @@ def test_it_needs_none_of_the_packages_that_only_the_book_needs():
 
 def test_the_page_is_what_the_file_says():
     kept, every = json.loads(FILE.read_text()), [*works.WORKS, *hyper_works.WORKS]
-    assert (ROOT / "book" / "costs.md").read_text() == costs_page.render(kept)
+    assert (ROOT / "book" / "costs.md").read_text() == costs_page.render(kept, CHECKED)
     for name, run in kept.items():
         assert run["provenance"]["device_name"] == name
         timed = [entry["work"] for entry in run["works"]]
@@ -106,7 +107,7 @@ def test_a_goal_is_a_way_that_is_timed():
 
 
 def test_a_goal_that_was_not_reached_is_named():
-    page = costs_page.render({"One": run(("torchopt", 2.9), ("higher", 3.0))})
+    page = costs_page.render({"One": run(("torchopt", 2.9), ("higher", 3.0))}, CHECKED)
     assert "| torchopt | at least 3 | 2.9 (1.9 to 3.9) |" in page
     assert "Not reached: the goal for torchopt; for share of the limit." in page
 
@@ -131,7 +132,8 @@ def run(*peers):
 
 
 def test_each_kind_of_processor_has_a_column_and_keeps_it(tmp_path, monkeypatch):
-    page = costs_page.render({"One": run(("plain", 3.0), ("jax", 2.0)), "Two": run(("plain", 4.0))})
+    runs = {"One": run(("plain", 3.0), ("jax", 2.0)), "Two": run(("plain", 4.0))}
+    page = costs_page.render(runs, CHECKED)
     assert "| time over that of by hand | goal | One | Two |" in page
     assert "| plain |  | 3 (2 to 4) | 4 (3 to 5) |" in page
     assert "| jax |  | 2 (1 to 3) | not timed |" in page

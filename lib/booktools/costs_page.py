@@ -1,18 +1,18 @@
 """The benchmark as a page of the book, "What it costs", and as lines for a terminal.
 
-    python -m booktools.costs_page            write book/costs.md from data/results/bench.json
+    python -m booktools.costs_page      write book/costs.md from bench.json and checks.json
 
-`make bench` does it too. The file has one run for each kind of processor, by its name. Every number
-of the page is from that file; the texts say what bounds a work and hold no measured number.
+`make bench` does it too. The files, of data/results, have a run for each kind of processor, by its
+name. Every number of the page is from them; the texts say what bounds a work and hold none.
 """
 
 import json
 
-from booktools import costs_chart
+from booktools import checks, costs_chart
 from learnopt import atomic, provenance
 
 HEAD = """\
-<!-- Written by `make bench` from data/results/bench.json. Do not edit. -->
+<!-- Written by booktools.costs_page from bench.json and checks.json. Do not edit. -->
 
 # What it costs
 
@@ -131,18 +131,20 @@ CHAPTERS = """\
 [What was tried](tested.md) has the processor time of every chapter, [Status](status.md) how long
 each took when this site was built. Recorded runs at the paper's scale say themselves how long they
 took, in the `seconds` of their [records](batch.md).
+
+## The book and its tests
 """
 
 
-def render(bench: dict) -> str:
-    """The text of book/costs.md. bench: name of a processor -> its run."""
+def render(bench: dict, checked: dict) -> str:
+    """The text of book/costs.md. bench, checked: name of a processor -> its run."""
     parts = [HEAD, _machines(bench), CHART]
     works = {}  # name of a work -> name of a processor -> entry: a run may be older than a work
     for name, run in bench.items():
         for entry in run["works"]:
             works.setdefault(entry["work"], {})[name] = entry
     parts += map(_section, works.values())
-    return "\n".join([*parts, CHAPTERS])
+    return "\n".join([*parts, CHAPTERS, checks.section(checked)])
 
 
 def lines(entry: dict) -> str:
@@ -158,8 +160,11 @@ def lines(entry: dict) -> str:
 def write(root=None) -> None:
     """Write book/costs.md of a checkout, and its chart."""
     book = (root or provenance.checkout()) / "book"
-    bench = json.loads((book.parent / "data" / "results" / "bench.json").read_text())
-    page, chart = render(bench).encode(), costs_chart.draw(bench)
+    results = book.parent / "data" / "results"
+    bench, checked = (
+        json.loads((results / f"{name}.json").read_text()) for name in ("bench", "checks")
+    )
+    page, chart = render(bench, checked).encode(), costs_chart.draw(bench)
     atomic.write({book / "costs.md": page, book / "_static" / "costs.svg": chart})
 
 
