@@ -75,6 +75,14 @@ def test_pairing_narrows_the_interval_of_a_difference():
     assert unpaired.high - unpaired.low > 5 * (paired.high - paired.low)
 
 
+def test_a_difference_is_that_of_the_means_and_its_interval_that_of_student():
+    a, b = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 2.0])
+    assert paired_difference(a, b).mean == 0.0 and paired_difference(a, b + 1).mean == -1.0
+    # Two differences, -2 and 2: mean 0, standard error 2, and t(0.975, 1) = 12.706
+    assert paired_difference(a, b)[1:] == pytest.approx((-25.412, 25.412), abs=1e-3)
+
+
 def test_a_difference_of_unlike_runs_is_refused():
-    with pytest.raises(ValueError, match=r"expected two \(n_runs,\)"):
-        paired_difference(torch.zeros(3), torch.zeros(4))
+    for n_left, n_right in ((3, 4), (1, 1)):
+        with pytest.raises(ValueError, match=r"expected two \(n_runs,\)"):
+            paired_difference(torch.zeros(n_left), torch.zeros(n_right))
