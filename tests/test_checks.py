@@ -36,7 +36,7 @@ def test_the_times_are_those_of_the_reports(reports, capsys):
     assert found["provenance"]["device_name"] == name and found["provenance"]["seconds"] == 46
     said = capsys.readouterr().out
     assert "| `make test`: packages, style, form | 11 |" in said
-    assert "| of a worker's time: cells of the chapters | 30 |" in said
+    assert "| both workers: cells of the chapters | 30 |" in said
 
 
 @pytest.mark.parametrize(

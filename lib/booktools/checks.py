@@ -19,16 +19,16 @@ STEPS = ("test", "book", "browser")
 ROWS = {
     "`make test`: packages, style, form": lambda run: run["steps"]["test"] - run["clock"]["test"],
     "`make test`: pytest, two workers": lambda run: run["clock"]["test"],
-    "of a worker's time: cells of the chapters": lambda run: run["parts"]["chapters"],
-    "of a worker's time: tests": lambda run: run["parts"]["tests"],
+    "both workers: cells of the chapters": lambda run: run["parts"]["chapters"],
+    "both workers: tests": lambda run: run["parts"]["tests"],
     "`make book`, after `make test`": lambda run: run["steps"]["book"],
     "`make browser`: the site in Chromium, two workers": lambda run: run["steps"]["browser"],
 }
 TEXT = """\
 A chapter is executed once: nbval runs its cells in `make test`, and what they show goes into the
 cache of `make book`, which renders and executes only what is not there. Without that it would
-execute all chapters again. `python -m booktools.checks` reads these times, by the clock, from the
-reports of `.ci/run`, on a clean checkout.
+execute all chapters again, one after another. `python -m booktools.checks` reads these times, by
+the clock, from the reports of `.ci/run`, on a clean checkout.
 """
 
 
