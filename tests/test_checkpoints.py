@@ -111,6 +111,68 @@ def test_a_checkpoint_of_a_run_with_other_parameters_is_refused(tmp_path):
         checkpoints.load(tmp_path / "run.pt", {"lr": 0.1, "seed": 0}, ("step",))
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"lr": 0.1, "old": 3}, {"lr": 0.1}),
+        ({"clip": None}, {}),
+        ({}, {"clip": None}),
+        ({"lr": torch.ones(2)}, {"lr": torch.ones(2)}),
+        ({"lr": float("nan")}, {"lr": float("nan")}),
+    ],
+    ids=["one more", "None is not absent", "nor absent None", "tensors", "nan"],
+)
+def test_parameters_that_cannot_be_called_equal_are_other_parameters(tmp_path, written, told):
+    checkpoints.save(tmp_path / "run.pt", {"step": 1}, written)
+    with pytest.raises(CheckpointError, match="written by a run with other parameters"):
+        checkpoints.load(tmp_path / "run.pt", told, ("step",))
+
+
+FRESH = {"phi": {"w": torch.zeros(2)}, "done": 0, "best": None}
+
+
+def test_a_state_of_the_kind_of_a_fresh_one_comes_back_with_its_own_values(tmp_path):
+    state = {"phi": {"w": torch.ones(2)}, "done": 3, "best": torch.ones(5)}  # None: not yet known
+    checkpoints.save(tmp_path / "run.pt", state, {})
+    back = checkpoints.load(tmp_path / "run.pt", {}, FRESH)
+    assert back["phi"]["w"].tolist() == [1, 1] and back["done"] == 3 and len(back["best"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phi": {"w": torch.zeros(3)}}, r"state.phi.w is .*\(3,\)\), must be .*\(2,\)\)"),
+        ({"phi": {"w": torch.zeros(2).double()}}, "state.phi.w is .*float64.*, must be .*float32"),
+        ({"phi": {"v": torch.zeros(2)}}, r"state.phi has the keys \['v'\], must have \['w'\]"),
+        ({"phi": {"v": 1, "w": torch.zeros(2)}}, r"state.phi has the keys \['v', 'w'\]"),
+        ({"phi": torch.zeros(2)}, "state.phi is of type Tensor, must be dict"),
+        ({"done": 3.0}, "state.done is of type float, must be int"),
+    ],
+)
+def test_a_state_of_another_kind_than_a_fresh_one_is_refused(tmp_path, change, message):
+    checkpoints.save(tmp_path / "run.pt", FRESH | change, {})
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.load(tmp_path / "run.pt", {}, FRESH)
+
+
+@pytest.mark.parametrize(
+    "content", [[1], {"state": [1], "parameters": {}}, {"state": {}, "parameters": None}]
+)
+def test_a_checkpoint_that_holds_no_dicts_is_refused(tmp_path, content):
+    path = tmp_path / "run.pt"
+    torch.save(content, path)
+    packed = path.read_bytes()
+    sha = checkpoints.hashlib.sha256(packed).hexdigest().encode()
+    path.write_bytes(checkpoints.MAGIC + sha + b"\n" + packed)
+    with pytest.raises(CheckpointError, match="must be a dict"):
+        checkpoints.load(path, {}, ())
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_no_fresh_start(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoints.load(tmp_path, {}, ())
+
+
 class Trap:
     """Makes a folder when it is unpickled."""
 

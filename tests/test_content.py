@@ -277,3 +277,65 @@ def test_a_record_of_a_chapter_that_is_gone_is_stale(checkout, monkeypatch):
     record = saved(checkout, monkeypatch)
     (checkout / "notebooks" / "01_small.ipynb").unlink()
     assert ages.of(record, checkout).name == ages.STALE
+
+
+def test_a_narrow_record_is_stale_when_its_experiment_changed(checkout, older):
+    (checkout / "lib" / "learnopt" / "oho_deep.py").write_text("x = 1\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-q", "-m", "the module that runs")
+    told = {"experiment": "groups", "training_images": NARROW["images"]}
+    told |= {name: NARROW[name] for name in ("epochs", "width", "largest_judge", "meta_factor")}
+    told["arms"] = EXPERIMENTS["groups"].arms(NARROW["epochs"])
+    older.provenance["commit"] = git(checkout, "rev-parse", "HEAD")
+    record = older._replace(preset="narrow", parameters=told)
+    assert ages.of(record, checkout) == (ages.FRESH, "")
+    record = record._replace(parameters=told | {"largest_judge": 3})
+    assert ages.of(record, checkout) == (ages.STALE, "largest_judge of the experiment changed")
+
+
+def test_a_record_ages_with_the_trained_optimizer_that_the_library_ships(checkout, monkeypatch):
+    values = {"seed": 1, "preset": "paper", "lr": 0.7}
+    found = hashes(checkout, **plan.told(checkout / "notebooks" / "01_small.ipynb", values))
+    found |= {"lstm.npz": source.digest([b"weights".hex()]), "never-shipped.npz": "0" * 16}
+    record = saved(checkout, monkeypatch, hashes=found)
+    shipped = checkout / "lib" / "learnopt" / "trained" / "lstm.npz"
+    shipped.parent.mkdir()
+    shipped.write_bytes(b"weights")
+    assert ages.of(record, checkout) == (ages.FRESH, "")
+    shipped.write_bytes(b"others")
+    assert ages.of(record, checkout) == (ages.STALE, "input changed: lstm.npz")
+
+
+def test_code_that_moves_from_one_cell_to_another_is_other_code():
+    assert source.digest(["ab", "c"]) != source.digest(["a", "bc"])
+
+
+@pytest.mark.parametrize("head", ["class A:", "def f():", "async def f():"])
+def test_docstrings_of_classes_and_functions_make_no_result(head):
+    plain = source.without_prose(f"{head}\n    x = 1")
+    assert source.without_prose(f"{head}\n    'Words.'\n    x = 1  # more") == plain
+    assert source.without_prose(f"{head}\n    'Words.'") == source.without_prose(f"{head} pass")
+
+
+def test_assertions_make_no_result_beside_an_else_either():
+    plain = source.without_prose("if x:\n    y = 1\nelse:\n    y = 2")
+    assert source.without_prose("if x:\n    y = 1\nelse:\n    assert x == 0\n    y = 2") == plain
+
+
+def test_a_cell_with_a_magic_counts_as_it_is():
+    cells = ("%time f()", "%time f()  # why", "%time g()")
+    assert len({source.without_prose(cell) for cell in cells}) == 3
+
+
+def test_every_module_of_an_import_statement_counts():
+    names = source.imported("import learnopt.a, math, learnopt.b\nfrom learnopt import c, d")
+    assert names == ["a", "b", "c", "d"]
+
+
+def test_the_library_that_multiplies_matrices_makes_no_result(checkout):
+    module = checkout / "lib" / "learnopt" / "matmul.py"
+    edit_cell(checkout, "from learnopt import matmul\ny = top.f()")
+    module.write_text("x = 1\n")
+    before = hashes(checkout)
+    module.write_text("x = 2\n")
+    assert hashes(checkout) == before and "learnopt.matmul" not in before

@@ -1,10 +1,13 @@
 """Curves as bytes: what goes in comes out, and what is no curve is refused by name."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 
-from learnopt import curves
+from learnopt import curves, npz
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,23 @@ def test_curves_that_would_fill_the_memory_are_refused(monkeypatch):
     monkeypatch.setattr(curves, "MAX_BYTES", 4)
     with pytest.raises(ValueError, match="not a file of curves"):
         curves.unpack(packed, ["loss", "rate"])
+
+
+def test_arrays_are_read_up_to_the_limit_of_all_of_them_together():
+    packed = curves.pack({"loss": torch.ones(50), "rate": torch.ones(50)})
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        n_bytes = sum(member.file_size for member in archive.infolist())
+    assert npz.read(packed, n_bytes).keys() == {"loss", "rate"}
+    with pytest.raises(ValueError, match=f"unpacks to {n_bytes} bytes, more than {n_bytes - 1}"):
+        npz.read(packed, n_bytes - 1)
+
+
+def test_a_member_that_is_no_array_is_refused_by_name():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("loss", "1.0")
+    with pytest.raises(ValueError, match="'loss' is no array"):
+        curves.unpack(buffer.getvalue(), ["loss"])
 
 
 def test_a_file_of_other_names_or_kinds_is_refused():

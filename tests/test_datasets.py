@@ -411,6 +411,17 @@ def test_train_validation_and_test_share_no_image(small, tmp_path):
     assert "official test images" in data.note and "10 training images" in data.note
 
 
+@pytest.mark.parametrize("hold_out", [0, 7])
+def test_an_image_keeps_its_label_whichever_part_it_goes_to(hold_out, small, tmp_path):
+    found = labelled_arrays()
+    for part in ("train", "test"):
+        found[f"x_{part}"][:, 0, 0] = found[f"y_{part}"]
+    datasets.write("mnist", tmp_path / "mnist.npz", found)
+    data = datasets.load("mnist", root=tmp_path, hold_out=hold_out)
+    for x, y in (data[1:3], data[3:5], data[5:7]):
+        assert (x[:, 0, 0] * 255).round().tolist() == y.tolist()
+
+
 def test_cifar10_with_too_few_test_images_holds_out_the_last_training_images(small, tmp_path):
     found = labelled_arrays("cifar10", n_test=3)
     datasets.write("cifar10", tmp_path / "cifar10.npz", found)
@@ -439,7 +450,9 @@ def test_a_whole_cifar10_can_be_split_like_one_with_too_few_test_images(small, t
     )
 
 
-@pytest.mark.parametrize("wrong", [{"n_valid": -1}, {"n_valid": 1497}, {"hold_out": 1497}])
+@pytest.mark.parametrize(
+    "wrong", [{"n_valid": -1}, {"n_valid": 1497}, {"hold_out": -1}, {"hold_out": 1497}]
+)
 def test_a_split_that_leaves_no_training_images_is_refused(wrong):
     with pytest.raises(DatasetError, match=f"{next(iter(wrong))}=.* must be 0 to 1496"):
         datasets.load("digits", **wrong)

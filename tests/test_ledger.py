@@ -194,13 +194,19 @@ def test_infinity_is_a_number_that_loses(tmp_path):
         (dict(check="in_range", metric="a", low=1, high=2), {"a": 2}, True),
         (dict(check="in_range", metric="a", low=1, high=2), {"a": 2.1}, False),
         (dict(check="in_range", metric="a", low=1), {"a": math.nan}, False),
+        (dict(check="in_range", metric="a", low=1), {"a": 1}, True),
+        (dict(check="in_range", metric="a", low=1), {"a": math.inf}, True),
+        (dict(check="in_range", metric="a", high=1), {"a": -1}, True),
         (dict(check="ratio", of="a", to="b", low=3), {"a": 9, "b": 3}, True),
         (dict(check="ratio", of="a", to="b", high=2), {"a": 9, "b": 3}, False),
         (dict(check="ratio", of="a", to="b", low=3), {"a": 9, "b": 0}, False),
+        (dict(check="ratio", of="a", to="b", low=3), {"a": -9, "b": -3}, True),
+        (dict(check="ratio", of="a", to="b", high=2), {"a": -9, "b": 3}, True),
         (dict(check="order", metrics=["a", "b", "c"]), {"a": 1, "b": 2, "c": 3}, True),
         (dict(check="order", metrics=["a", "b", "c"]), {"a": 1, "b": 3, "c": 2}, False),
         (dict(check="order", metrics=["a", "b"], slack=0.5), {"a": 1.3, "b": 1}, True),
         (dict(check="order", metrics=["a", "b"]), {"a": 1, "b": math.nan}, False),
+        (dict(check="order", metrics=["a", "b"]), {"a": 1, "b": 1}, False),
         (dict(check="difference", metric="a", **{"is": "below_zero"}),
          {"a_low": -2, "a_high": -1}, True),
         (dict(check="difference", metric="a", **{"is": "below_zero"}),
@@ -211,10 +217,39 @@ def test_infinity_is_a_number_that_loses(tmp_path):
          {"a_low": -1, "a_high": 2}, True),
         (dict(check="difference", metric="a", **{"is": "around_zero"}),
          {"a_low": math.nan, "a_high": 2}, False),
+        (dict(check="difference", metric="a", **{"is": "below_zero"}),
+         {"a_low": -1, "a_high": 0}, False),
+        (dict(check="difference", metric="a", **{"is": "above_zero"}),
+         {"a_low": 0, "a_high": 1}, False),
+        (dict(check="difference", metric="a", **{"is": "above_zero"}),
+         {"a_low": -1, "a_high": 2}, False),
+        (dict(check="difference", metric="a", **{"is": "around_zero"}),
+         {"a_low": 0, "a_high": 0}, True),
+        (dict(check="difference", metric="a", **{"is": "around_zero"}),
+         {"a_low": 1, "a_high": 2}, False),
+        (dict(check="difference", metric="a", **{"is": "below_zero"}),
+         {"a_low": math.nan, "a_high": -1}, False),
     ],
 )  # fmt: skip
 def test_each_check_decides_as_its_name_says(rule, values, expected):
     assert rules.holds(rule, values) is expected
+
+
+def test_seeds_that_two_records_share_count_once(tmp_path):
+    write_claims(tmp_path, row(min_seeds=4))
+    save(tmp_path, 0, parameters={"n_seeds": 2})
+    save(tmp_path, 1, parameters={"n_seeds": 2})  # the seeds 0 and 1, then 1 and 2
+    assert verdict(tmp_path)[:2] == ("not run", "3 of 4 seeds recorded")
+    save(tmp_path, 3, parameters={"n_seeds": 0})  # no number of seeds: its own one
+    assert verdict(tmp_path).n_seeds == 4
+
+
+def test_one_diverged_record_is_the_lowest_and_the_highest_whatever_the_order(tmp_path):
+    for first, second in ((math.nan, 70.0), (70.0, math.nan)):
+        write_claims(tmp_path, row())
+        save(tmp_path, 0, lstm=first)
+        save(tmp_path, 1, lstm=second)
+        assert all(math.isnan(x) for x in verdict(tmp_path).ours["lstm"].values())
 
 
 def test_the_mean_over_records_decides_where_the_rule_says_so(tmp_path):
@@ -285,6 +320,12 @@ def test_a_corrupt_record_stops_the_ledger_and_is_named(tmp_path, capsys):
         (criterion(check="order", metrics=["a"]), "at least two metrics"),
         (criterion(check="difference", metric="a", **{"is": "small"}), "field 'is'.*below_zero"),
         (criterion(check="less_than", left="a", right="b", over="median"), "field 'over'"),
+        (criterion(check="ratio", of="a", to="b"), "needs 'low' or 'high'"),
+        (criterion(check="in_range", metric="a", low=True), "field 'low': must be a number"),
+        (
+            criterion(check="difference", metric="a", over="mean", **{"is": "below_zero"}),
+            "field 'over': intervals",
+        ),
     ],
 )
 def test_a_malformed_row_names_the_row_the_field_and_what_is_allowed(tmp_path, changes, message):

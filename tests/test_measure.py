@@ -23,8 +23,9 @@ def test_two_tensors_alive_together_count_twice_and_one_after_the_other_once():
 
 
 def test_what_was_made_before_and_views_of_it_do_not_count():
-    before = torch.zeros(1000)
+    before, target = torch.zeros(1000), torch.zeros(1000)
     assert peak_bytes(lambda: (before.view(10, 100), before[::2], before[None])) == 0
+    assert peak_bytes(lambda: torch.sin(before, out=target)) == 0
 
 
 def test_what_a_backward_pass_keeps_grows_with_the_number_of_operations():

@@ -213,6 +213,28 @@ def test_in_log_space_a_rate_never_reaches_zero():
     torch.testing.assert_close(phi["lr"], torch.tensor([[0.2]]) * torch.tensor(-0.1).exp())
 
 
+def test_in_log_space_a_value_follows_the_slope_of_its_logarithm_within_the_largest_step():
+    rule = oho.Rule({"lr": 0.5, "momentum": 0.5}, in_log=True, largest=0.1)
+    phi = {"lr": torch.tensor([[0.2], [0.2]], **DOUBLE)}
+    phi["momentum"] = torch.tensor([[-0.4], [-0.4]], **DOUBLE)  # in no limits: may be negative
+    slopes = {name: torch.tensor([[0.3], [-1e6]], **DOUBLE) for name in phi}
+    # d L / d log value = value x slope: 0.5 x 0.2 x 0.3 = 0.03, 0.5 x 0.4 x 0.3 = 0.06
+    expected = {
+        "lr": torch.tensor([[-0.03], [0.1]], **DOUBLE).exp() * 0.2,
+        "momentum": torch.tensor([[0.06], [-0.1]], **DOUBLE).exp() * -0.4,
+    }
+    torch.testing.assert_close(rule.update(phi, slopes), expected, rtol=1e-14, atol=0)
+
+
+def test_the_default_rule_is_the_papers():
+    phi = {"lr": torch.tensor([[0.1]], **DOUBLE), "weight_decay": torch.tensor([[1e-4]], **DOUBLE)}
+    moved = oho.Rule().update(phi, {name: torch.tensor([[-100.0]], **DOUBLE) for name in phi})
+    torch.testing.assert_close(moved["lr"].item(), 0.1 + 100 * 1e-5, rtol=1e-14, atol=0)
+    torch.testing.assert_close(moved["weight_decay"].item(), 1e-4 + 100 * 1e-7, rtol=1e-14, atol=0)
+    beyond = oho.Rule().update(phi, {name: torch.full((1, 1), -1e9, **DOUBLE) for name in phi})
+    assert beyond["lr"].item() == pytest.approx(0.1 + 1e4) and beyond["weight_decay"].item() == 2e-4
+
+
 def test_updates_may_be_rarer_than_steps_while_the_tangents_move_at_every_step():
     task, data = network(), feeds(10)
     learner, theta = MLP(task, "tanh"), starts(task, 1)
@@ -273,8 +295,9 @@ def test_every_layer_is_in_one_set_and_no_set_is_empty():
         assert groups[0::2] == groups[1::2]  # a bias goes with its weight
     assert oho.layer_groups(layout, 2) == (0, 0, 0, 0, 1, 1, 1, 1, 1, 1)
     assert oho.tensor_groups(layout) == tuple(range(10))
-    with pytest.raises(ValueError, match="5 layers"):
-        oho.layer_groups(layout, 6)
+    for n_groups in (0, 6):
+        with pytest.raises(ValueError, match="5 layers"):
+            oho.layer_groups(layout, n_groups)
 
 
 def test_a_schedule_scales_the_rate_of_each_step():
@@ -288,6 +311,47 @@ def test_a_schedule_scales_the_rate_of_each_step():
         learner, STILL, phi, learner.start(theta), data[:3], factor=factors.__getitem__
     )
     assert torch.equal(learner.theta(ours), learner.theta(stopped))
+
+
+def test_a_training_under_a_schedule_is_that_of_torch_sgd_step_by_step_over_its_epochs():
+    task, data = network(), feeds(6)
+    learner, theta = MLP(task, "tanh", tuned=False), starts(task, 1)
+    phi, state, _ = oho.train(
+        learner, STILL, knobs([0.3], [0.02]), theta, lambda epoch: data[2 * epoch : 2 * epoch + 2],
+        3, lambda epoch, phi, state: phi["lr"].item(), factor=lambda t: 0.7**t,
+    )  # fmt: skip
+    weight = theta[0].clone().requires_grad_()
+    torch_sgd = torch.optim.SGD([weight], lr=0.3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(torch_sgd, 0.7)
+    for batch, _ in data:
+        torch_sgd.zero_grad()
+        task.loss(weight, batch).backward()
+        torch_sgd.step()
+        schedule.step()
+    assert phi["lr"].item() == 0.3
+    torch.testing.assert_close(learner.theta(state)[0], weight.detach(), rtol=1e-12, atol=1e-15)
+
+
+def test_a_run_that_goes_on_counts_its_resets_and_updates_from_its_first_step():
+    task, data = network(), feeds(8)
+    rule = oho.Rule({"lr": 1e-3}, reset_every=3, update_every=2)
+    learner, theta = MLP(task, "tanh"), starts(task, 1)
+    phi, state, _ = oho.run(learner, rule, knobs([0.2], [0.0]), learner.start(theta), data)
+    half, middle, _ = oho.run(learner, rule, knobs([0.2], [0.0]), learner.start(theta), data[:5])
+    half, middle, _ = oho.run(learner, rule, half, middle, data[5:], begin=5)
+    assert torch.equal(half["lr"], phi["lr"])
+    assert torch.equal(learner.tangents(middle), learner.tangents(state))
+
+
+def test_knobs_may_come_in_another_order_than_the_tangents():
+    task, data = network(), feeds(3)
+    learner = oho.Reference(task, optimizers.decayed(optimizers.sgd()))
+    found = []
+    for names in (("lr", "weight_decay"), ("weight_decay", "lr")):
+        phi = {name: knobs([0.2], [0.01])[name] for name in names}
+        state = oho.run(learner, STILL, phi, learner.start(starts(task, 1)), data)[1]
+        found.append(learner.tangents(state))
+    assert torch.equal(*found)
 
 
 def test_a_knob_per_coordinate_is_a_population_member():

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from booktools import claims, deep, deep_experiments, ledger, rules
-from learnopt import checkpoints, cifar, oho, oho_deep, optimizers, records, tasks
+from learnopt import checkpoints, cifar, datasets, oho, oho_deep, optimizers, records, tasks
 from learnopt.layout import Layout
 from learnopt.oho_deep import Settings
 from learnopt.oho_module import OHO
@@ -123,6 +123,53 @@ def test_an_untuned_run_is_torchs_gradient_descent_under_its_schedule():
     torch.testing.assert_close(parameters(model), parameters(plain), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    "kind", [Shared, Exact, lambda *given: Untuned(*given, lambda t: 1.0)],
+    ids=["shared", "exact", "untuned"],
+)  # fmt: skip
+def test_a_step_returns_the_loss_before_it_and_keeps_the_training_gradient(kind):
+    (batch, judge), plain = feeds(1)[0], double()
+    loss = F.cross_entropy(plain(batch[0]), batch[1])
+    loss.backward()
+    tuner = kind(double(), F.cross_entropy, 0.1, 0.01)
+    torch.testing.assert_close(tuner.step(batch, judge), loss.detach(), rtol=1e-12, atol=0)
+    gradient = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(tuner.gradient, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_shared_tangents_move_the_rates_only_on_the_steps_that_are_due():
+    rule = oho.Rule({"lr": 1e-3}, {}, update_every=3)
+    tuner, rates = Shared(double(), F.cross_entropy, 0.1, rule=rule, sets=2), [0.1]
+    for feed in feeds(7):
+        tuner.step(*feed)
+        rates.append(tuner.lr[0].item())
+    assert [k for k in range(7) if rates[k + 1] != rates[k]] == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    "arm, factors",
+    [
+        ("fixed", [1, 1, 1, 1]),
+        ("cosine", [1, 0.5 + 0.5 * math.sin(math.pi / 100), 0.5, 0.5 - 2**0.5 / 4]),
+        ("step", [1, 1, 0.1, 0.01]),
+        ("exponential", [1, 10**-0.98, 0.1, 10**-1.5]),
+    ],
+)
+def test_a_schedule_runs_from_the_first_step_to_the_last(arm, factors):
+    trains = oho_deep.tuner(Settings(arm=arm, n_epochs=4, n_steps=25), double())
+    assert [trains.factor(step) for step in (0, 49, 50, 75)] == pytest.approx(factors, rel=1e-12)
+
+
+@pytest.mark.parametrize("shared, kind, n_tangents", [(True, Shared, 2), (False, Exact, 4)])
+def test_settings_reach_the_tuner(shared, kind, n_tangents):
+    told = Settings(sets=2, shared=shared, meta_rate=0.25, decay_limit=0.125, reset_every=5)
+    trains = oho_deep.tuner(told, double())
+    limits = {"lr": (0.0, math.inf), "weight_decay": (0.0, 0.125)}
+    rule = oho.Rule({"lr": 0.25, "weight_decay": 0.25}, limits, reset_every=5)
+    assert type(trains) is kind and len(trains.tangents[0]) == n_tangents
+    assert (trains.meta if shared else trains.rule) == rule
+
+
 # ---- the network and the images ----
 
 
@@ -185,6 +232,40 @@ def test_grey_images_get_three_channels_and_colours_of_mean_0():
     assert data.train[0].shape == (32, 3, 8, 8) and len(data.test[1]) == 32
     seen = data.look(data.train[0])
     assert seen.mean().abs() < 1e-5 and abs(seen.std() - 1) < 1e-3
+
+
+def test_the_parts_are_those_of_the_data_set():
+    data, whole = cifar.images("digits", 5), datasets.load("digits")
+    for part, name in ((data.train, "train"), (data.validation, "valid"), (data.test, "test")):
+        assert torch.equal(part[0][:, 2], getattr(whole, f"x_{name}")[:5])
+        assert torch.equal(part[1], getattr(whole, f"y_{name}")[:5])
+    colours = whole.x_train[:5]
+    expected = torch.stack([colours.mean(), colours.std()])[:, None, None, None].expand(2, 3, 1, 1)
+    torch.testing.assert_close(torch.stack([data.shift, data.scale]), expected)
+
+
+def test_cifar10_is_normalised_by_the_originals_numbers(monkeypatch):
+    digits = datasets.load("digits")
+    monkeypatch.setattr(datasets, "load", lambda *_: digits)
+    data = cifar.images("cifar10", 4)
+    grey = torch.full((1, 3, 1, 1), 0.5)
+    expected = [(0.5 - 0.4914) / 0.2023, (0.5 - 0.4822) / 0.1994, (0.5 - 0.4465) / 0.2010]
+    torch.testing.assert_close(data.look(grey).flatten(), torch.tensor(expected))
+
+
+def test_resnet18_halves_the_image_three_times_and_starts_from_torchs_constants():
+    net, x, sizes = cifar.resnet18(generator(0, "init"), 8), torch.zeros(1, 3, 32, 32), []
+    for name, part in net.named_children():
+        x = part(x.flatten(1) if name == "fc" else x)
+        sizes.append((name, x.shape[-1]))
+    stem = [(name, 32) for name in ("conv1", "bn1", "relu", "maxpool", "layer1")]
+    tail = [("layer2", 16), ("layer3", 8), ("layer4", 4), ("avgpool", 1), ("fc", 10)]
+    assert sizes == stem + tail
+    fresh = torch.nn.BatchNorm2d(8).state_dict()
+    net = cifar.resnet18(generator(0, "init"), 8)
+    for name, value in net.bn1.state_dict().items():
+        assert torch.equal(value, fresh[name])
+    assert 0.5 < net.fc.bias.abs().max() * 8 <= 1 and net.fc.bias.min() < 0 < net.fc.bias.max()
 
 
 # ---- runs ----
@@ -283,6 +364,88 @@ def test_convolutions_are_in_float32_unless_tf32_is_asked_for():
     assert found == [{False}, {True}] and torch.backends.cudnn.allow_tf32 == before
 
 
+def flat_images(n=40):
+    """Image k is (k + 1) / n all over, and k is its label."""
+    y = torch.arange(n)
+    part = ((y + 1) / n)[:, None, None, None].expand(n, 3, 16, 16), y
+    return cifar.Images("flat", part, part, part, torch.tensor(-1.0), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("judge_on", ["validation", "train"])
+def test_feeds_are_cropped_then_normalised_and_drawn_anew_for_each_epoch_part_and_seed(judge_on):
+    told = Settings(n_steps=7, batch_size=12, judge_size=30, judge_on=judge_on)
+    seen = [
+        [pair for pair in oho_deep.feeds(told._replace(seed=seed), flat_images(), epoch)]
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    for pair in seen[0]:
+        for (x, y), size in zip(pair, (12, 30), strict=True):
+            inside = (((y + 1) / 40 + 1) / 2)[:, None, None, None]
+            assert x.shape == (size, 3, 16, 16) and len(set(y.tolist())) == size
+            assert torch.equal(x[..., 2:-2, 2:-2], inside.expand(size, 3, 12, 12))
+            assert ((x == inside) | (x == 0.5)).all()  # black, normalised
+        assert len({tuple(row) for row in (pair[0][0][:, 0, :, 0] == 0.5).tolist()}) > 1
+    drawn = [(run[0][k][1].tolist()[:12], run[0][k][0][:12] == 0.5) for run in seen for k in (0, 1)]
+    for k, (labels, edges) in enumerate(drawn):
+        for others, other_edges in drawn[:k]:
+            assert labels != others and not torch.equal(edges, other_edges)
+
+
+def test_another_seed_starts_from_another_network():
+    one, other = (small(n_epochs=1, n_steps=1, seed=seed) for seed in (0, 1))
+    assert one["test_loss"][0] != other["test_loss"][0]
+
+
+def test_a_judge_batch_that_is_larger_than_its_images_is_refused():
+    with pytest.raises(ValueError, match="48 images"):
+        small(judge_size=49)
+
+
+def test_a_look_is_at_all_test_images_in_eval_mode_and_at_the_norms_of_the_tangents():
+    model = tiny(generator(0, "tiny"))
+    told = SMALL._replace(sets=2, shared=False)
+    trains = oho_deep.tuner(told, model)
+    for pair in oho_deep.feeds(told, DIGITS, 0):
+        trains.step(*pair)
+    seen = oho_deep.look(model, DIGITS, trains, size=20)
+    assert model.training
+    x, y = DIGITS.test
+    outputs = model.eval()(DIGITS.look(x)).detach()
+    assert seen["test_loss"] == pytest.approx(F.cross_entropy(outputs, y).item(), rel=1e-5)
+    right = sum(int(row.argmax()) == label for row, label in zip(outputs, y.tolist(), strict=True))
+    assert seen["test_accuracy"] == pytest.approx(right / 48, rel=1e-6)
+    z = trains.tangents[0]  # of the rates of two sets, then of their decays
+    assert seen["norm_lr"] == pytest.approx(math.hypot(*z[:2].norm(dim=1).tolist()), rel=1e-5)
+    norm = math.hypot(*z[2:].norm(dim=1).tolist())
+    assert seen["norm_weight_decay"] == pytest.approx(norm, rel=1e-5)
+    assert seen["lr"] == trains.lr.tolist()
+
+
+class Scripted:
+    """A tuner whose losses are 1, 2, 3 ... and whose gradients turn by 60 degrees."""
+
+    def __init__(self):
+        self.k = 0
+
+    def step(self, batch, judge):
+        self.k += 1
+        angle = torch.tensor(math.pi / 3 * (self.k - 1), **DOUBLE)
+        self.gradient = self.k * torch.stack([angle.cos(), angle.sin()])
+        return torch.tensor(float(self.k))
+
+
+def test_an_epoch_gives_the_mean_loss_and_the_cosines_of_every_second_gradient():
+    told = SMALL._replace(n_steps=7, n_cosines=3)
+    seen = oho_deep.train_epoch(told, DIGITS, Scripted(), 0)
+    assert seen["train_loss"] == 4
+    # the second, fourth and sixth: 120 degrees apart, each two of them
+    assert seen["cosine_mean"] == pytest.approx(-0.5) and seen["cosine_sd"] < 1e-7
+    seen = oho_deep.train_epoch(told._replace(n_steps=3), DIGITS, Scripted(), 0)
+    # cosines 1/2, -1/2, 1/2: mean 1/6, squared deviation 1/4 - 1/36
+    assert seen["cosine_mean"] == pytest.approx(1 / 6)
+    assert seen["cosine_sd"] == pytest.approx((1 / 4 - 1 / 36) ** 0.5)
+
+
 def test_an_arm_that_is_none_is_refused():
     with pytest.raises(ValueError, match="must be oho or one of fixed"):
         small(arm="adam")
@@ -363,6 +526,96 @@ def test_a_median_counts_a_broken_run_as_inf():
     metrics = deep_experiments.distribution(arms, 300)
     assert metrics["n_diverged_fixed"] == 7 and metrics["median_fixed"] == 0.5
     assert metrics["spread_fixed"] == metrics["max_fixed"] == math.inf
+
+
+def ending(*losses, **more):
+    """Curves by hand; a list of rates or decays becomes those of one set."""
+    found = {"test_loss": torch.tensor(losses, **DOUBLE)}
+    for name, values in more.items():
+        values = torch.tensor(values, **DOUBLE)
+        found[name] = values[:, None] if name in ("lr", "weight_decay") else values
+    return found
+
+
+def metrics_of(name, found, n_epochs=10):
+    found = deep.EXPERIMENTS[name].metrics(found, n_epochs)
+    return {key: float(value) for key, value in found.items()}
+
+
+def test_the_distribution_of_figure_1_is_that_of_each_methods_21_runs():
+    arms = deep.EXPERIMENTS["robustness"].arms(300)
+    assert len(arms) == 6 * 7 * 3
+    assert arms["step-lr0.2-decay0"] == {"arm": "step", "lr": 0.2, "weight_decay": 0.0}
+    assert arms["oho_full-lr0.005-decay0.0001"] == {
+        "sets": "tensor", "decay_limit": 2e-4, "meta_rate": 1e-4, "lr": 0.005, "weight_decay": 1e-4,
+    }  # fmt: skip
+    ends = {name: iter(range(1, 22)) for name in deep_experiments.METHODS}
+    ends["cosine"] = (k**2 for k in range(1, 22))
+    found = {k: ending(19.5, next(ends[k.split("-")[0]])) for k in arms}
+    metrics = metrics_of("robustness", found)
+    for name, values in (("oho_global", (21, 11, 1, 20, 2)), ("cosine", (441, 121, 1, 440, 17))):
+        keys = [f"{key}_{name}" for key in ("max", "median", "min", "spread", "n_diverged")]
+        assert tuple(metrics[key] for key in keys) == values
+
+
+def test_spreads_of_figure_3b_are_over_the_initial_rates_of_one_method():
+    arms = deep.EXPERIMENTS["initial-rates"].arms(300)
+    assert arms["global_lr015"] == {"lr": 0.15}
+    assert arms["full_lr020"] == {"sets": "tensor", "decay_limit": 2e-4, "lr": 0.2}
+    found = {k: ending(9, x) for k, x in zip(arms, (1, 4, 2, 30, 10, 20), strict=True)}
+    metrics = metrics_of("initial-rates", found)
+    assert (metrics["spread_global"], metrics["spread_full"]) == (3, 20)
+    assert metrics["loss_global_lr015"] == 4
+
+
+def test_seconds_are_summed_and_the_lowest_loss_skips_what_broke():
+    curves = ending(3, math.nan, 1, 2, seconds=[math.nan, 2, 3, 4])
+    assert metrics_of("groups", {"q1": curves}) == {"loss_q1": 2, "seconds_q1": 9}
+    metrics = metrics_of("objective", {"train": curves})
+    assert metrics == {"loss_train_objective": 2, "lowest_train_objective": 1}
+
+
+def test_a_decay_grows_back_until_its_limit_or_the_end():
+    arms = deep.EXPERIMENTS["shaken-decay"].arms(10)
+    assert arms["fixed_alone"] == {"disturbance": None, "arm": "fixed", "weight_decay": 3e-4}
+    assert arms["oho_epoch90"] == {"disturbance": (3, "weight_decay", 0.0)}
+    ramp = [1e-5 * epoch for epoch in range(11)]
+    full = [1e-4] * 2 + [1e-4, 2e-4, 2.99e-4, 3e-4, 3e-4] + [3e-4] * 4  # struck at epoch 1
+    ends = iter([2, 4, 3, 6, 1, 2, 5, 8, 4, 10, 99, 99])
+    decays = {k: full if k.endswith("epoch30") else ramp for k in arms}
+    found = {k: ending(next(ends), weight_decay=decay) for k, decay in decays.items()}
+    metrics = metrics_of("shaken-decay", found)
+    expected = {
+        "loss_oho": 3, "loss_oho_worst": 5, "loss_oho_best": 1,
+        "loss_fixed": 6, "loss_fixed_worst": 10, "loss_fixed_best": 2, "loss_fixed_alone": 99,
+        "decay_slope_epoch30": 3e-4 / 4, "decay_slope_epoch50": 1e-4 / 8,
+        "decay_slope_epoch90": 1e-4 / 7, "decay_slope_epoch180": 1e-4 / 4,
+        "decay_slope_epoch270": 1e-4, "decay_slope": (0.75 + 1 / 8 + 1 / 7 + 1 / 4 + 1) * 1e-4 / 5,
+    }  # fmt: skip
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_rate_has_returned_once_it_is_below_a_fiftieth():
+    arms = deep.EXPERIMENTS["shaken-rate"].arms(300)
+    rates = [0.2] * 33 + [0.0201, 0.02, 0.0199] + [0.1] * 265  # ends of the epochs, the start first
+    found = {k: ending(5 if k == "fixed_alone" else 7, lr=rates) for k in arms}
+    metrics = metrics_of("shaken-rate", found, 300)
+    assert metrics["epochs_to_return_epoch30"] == 5 and metrics["loss_fixed"] == 5
+    resets = deep.EXPERIMENTS["shaken-reset"].arms(300)
+    assert resets["reset_epoch180"] == {"disturbance": (180, "lr", 0.2), "reset_every": 100}
+    assert list(resets) == ["reset_epoch30", "reset_epoch180"]
+
+
+def test_norms_are_those_after_training_began_and_cosines_those_of_the_last_epoch():
+    cosines = {"cosine_mean": [math.nan, 0.1, 0.2, 0.3], "cosine_sd": [math.nan, 1, 2, 3]}
+    norms = {"norm_lr": [0, 1, 2, 9], "norm_weight_decay": [0, 4, 5, 30]}
+    curves = ending(1, 1, 1, 1, **norms, **cosines)
+    sgd = ending(1, 2, 3, 4, cosine_mean=[math.nan, 0.4, 0.5, 0.6])
+    assert metrics_of("tangents", {"oho": curves, "sgd": sgd}) == pytest.approx({
+        "loss_oho": 1, "loss_sgd": 4, "norm_rate_max": 9, "norm_rate_median": 2,
+        "norm_decay_max": 30, "norm_decay_median": 5, "cosine_mean_oho": 0.3, "cosine_sd_oho": 3,
+        "cosine_mean_sgd": 0.6, "cosine_sd_sgd": math.nan,
+    }, nan_ok=True)  # fmt: skip
 
 
 def command(tmp_path, *more):

@@ -165,3 +165,39 @@ def test_frozen_parameters_stay_as_they_are():
     for feed in feeds(3):
         tuner.step(*feed)
     assert torch.equal(model[0].weight, before) and tuner.layout.size == 5 * 3 + 3
+
+
+def test_parameters_of_two_types_are_refused():
+    model = perceptron()
+    model[0].float()
+    with pytest.raises(ValueError, match="one type"):
+        OHO(model, F.cross_entropy, 0.1)
+
+
+def test_updates_and_resets_fall_on_their_steps_also_in_a_run_that_goes_on():
+    data = feeds(7)
+    rule = oho.Rule({"lr": 1e-3}, {}, update_every=3, reset_every=4)
+
+    def made():
+        return OHO(perceptron(), F.cross_entropy, 0.1, rule=rule)
+
+    tuner, rates = made(), []
+    for k, feed in enumerate(data):
+        if k == 5:  # between two updates and between two resets
+            saved, tuner = tuner.state_dict(), made()
+            tuner.load_state_dict(saved)
+        tuner.step(*feed)
+        rates.append(tuner.lr.item())
+    assert [k for k in range(1, 7) if rates[k] != rates[k - 1]] == [3, 6] and rates[0] != 0.1
+    whole = made()
+    for feed in data:
+        whole.step(*feed)
+    assert torch.equal(tuner.lr, whole.lr) and torch.equal(tuner.tangents[0], whole.tangents[0])
+
+
+def test_loading_a_state_writes_the_parameters_into_the_model():
+    first, second = (OHO(perceptron(), F.cross_entropy, 0.1) for _ in range(2))
+    first.step(*feeds(1)[0])
+    second.load_state_dict(first.state_dict())
+    pairs = zip(second.model.parameters(), first.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)

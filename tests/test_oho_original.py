@@ -93,3 +93,58 @@ def test_a_zero_tangent_has_a_zero_product():
     task, theta, feeds = setting(1)
     slope = torch.func.grad(lambda theta: task.loss(theta, feeds[0][0]))
     assert not difference_product(slope, theta, torch.zeros_like(theta), 96).any()
+
+
+def test_two_published_steps_on_a_parabola_are_those_by_hand():
+    # L = 3 theta^2 / 2, judged alike: g = 3 theta, H = 3. Rate 0.1, decay 0.01, both meta-rates.
+    task = tasks.noisy_quadratic(*torch.tensor([[3.0], [0.0], [2.0]], **DOUBLE))
+    centre, alphas = torch.zeros(1, **DOUBLE), (1e-3, 1e-5)
+    theta, a, b, lr, decay = 2.0, 0.0, 0.0, 0.1, 0.01
+    point = Point.start(torch.tensor([theta], **DOUBLE), lr, decay)
+    for _ in range(2):
+        point = Original(task, products=exact_product).step(point, centre, centre, alphas, cap=1.0)
+        new = theta - lr * (3 * theta + decay * theta)
+        a = a - lr * (3 * a + 2 * decay * a) - 3 * theta - 2 * decay * new  # theta after the step
+        lr = lr - alphas[0] * 3 * new * a
+        b = b - lr * (3 * b + 2 * decay * b) - 2 * lr * new  # the rate after the meta-step
+        decay = decay - alphas[1] * 3 * new * b
+        theta = new
+    torch.testing.assert_close([x.item() for x in point], [theta, a, b, lr, decay])
+    assert lr > 0.11 and decay > 0.01001
+
+
+@pytest.mark.parametrize("sign, ends", [(1, (0.5 + 1.2, 2e-4)), (-1, (0.0, 0.0))])
+def test_a_rate_stays_above_zero_and_a_decay_below_its_cap(sign, ends):
+    # one step from 2 to 0.5: a = -3, b = -1 with no decay, grad L_V = sign x 0.5 x curvature
+    task = tasks.noisy_quadratic(*torch.tensor([[1.5], [0.0], [2.0]], **DOUBLE))
+    point = Point.start(torch.tensor([2.0], **DOUBLE), 0.5, 0.0)
+    target = torch.tensor([0.5 - sign * 0.4 / 1.5], **DOUBLE)  # so that grad L_V = sign x 0.4
+    point = exactly(task).step(point, torch.zeros(1, **DOUBLE), target, (1.0, 1.0))
+    torch.testing.assert_close((point.lr.item(), point.decay.item()), ends)
+
+
+@pytest.mark.parametrize(
+    "vector, step",
+    [([0.01, -0.02, 5.0], 3.45e-4 * 5 / 0.02), ([7.0, 1.0, 0.0], 1e-3), ([0, 0, 2], 3.45e-4 * 5)],
+)
+def test_the_differences_step_comes_from_the_first_tensor_and_is_never_below_a_thousandth(
+    vector, step
+):
+    # of theta^3 the central difference is 3 theta^2 v + r^2 v^3
+    theta = torch.tensor([1.0, -4.0, 5.0], **DOUBLE)
+    vector = torch.tensor(vector, **DOUBLE)
+    found = difference_product(lambda theta: theta**3, theta, vector, 2)
+    excess = (found - 3 * theta**2 * vector).abs().max() / vector.abs().max() ** 3
+    torch.testing.assert_close(excess.sqrt().item(), step, rtol=1e-4, atol=0)
+
+
+def test_the_difference_is_told_the_size_of_the_first_tensor():
+    task, theta, feeds = setting(1)
+    seen = []
+
+    def products(slope, theta, vector, n_first):
+        seen.append(int(n_first))
+        return torch.zeros_like(vector)
+
+    Original(task, products=products).step(Point.start(theta, 0.1), *feeds[0])
+    assert seen == [12 * 8, 12 * 8]

@@ -239,6 +239,11 @@ def test_the_cosine_goes_from_one_through_the_middle_to_its_floor():
     assert (factors.diff() < 0).all()
 
 
+def test_the_cosine_ends_at_a_millionth_where_no_floor_is_asked_for():
+    # at 0 the rate's log would not be finite
+    assert _factors(optimizers.cosine(10), 11)[-1].item() == pytest.approx(1e-6, rel=1e-9)
+
+
 def test_the_step_schedule_drops_after_every_so_many_steps():
     factors = _factors(optimizers.step_decay(3, 0.1), 7)
     torch.testing.assert_close(

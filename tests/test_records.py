@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,35 @@ def test_provenance_says_who_ran_what_where_and_when(tmp_path):
     assert found["versions"]["torch"] in provenance.line(found)
 
 
+def test_the_date_is_now_in_utc(tmp_path):
+    date = datetime.fromisoformat(records.load(save(tmp_path)).provenance["date"])
+    assert abs((datetime.now(UTC) - date).total_seconds()) < 60
+
+
+def test_the_line_for_a_reader_tells_the_origin_in_words():
+    told = {
+        "commit": "0123456789abcdef", "device_name": "a processor", "seed": 3, "seconds": 61.7,
+        "versions": {"torch": "2.9.0"}, "date": "2026-01-02T03:04:05+00:00",
+    }  # fmt: skip
+    rest = "a processor, torch 2.9.0, seed 3, 62 s, 2026-01-02"
+    for commit, words in (
+        ("0123456789abcdef", "0123456"),
+        ("0123456789abcdef+dirty", "0123456 with local changes"),
+        (None, "unknown"),
+    ):
+        assert provenance.line(told | {"commit": commit}) == f"commit {words}, {rest}"
+
+
+def test_the_processor_is_the_first_that_the_system_lists(monkeypatch):
+    listed = "processor\t: 0\nmodel name\t: Fast: 9\nprocessor\t: 1\nmodel name\t: Slow 1\n"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self: listed)
+    assert provenance.device_name("cpu") == "Fast: 9"
+    monkeypatch.setattr(provenance.Path, "read_text", lambda self: "processor\t: 0\n")
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "riscv64")
+    assert provenance.device_name("cpu") == "riscv64"
+
+
 def test_every_stored_result_has_its_list_of_packages():
     root = Path(__file__).resolve().parents[1] / "data" / "results"
     texts = {path: path.read_text() for path in root.rglob("*.json")}
@@ -102,6 +132,8 @@ def test_the_commit_is_unknown_outside_a_checkout_unless_told(tmp_path, monkeypa
     assert provenance.commit() is None
     monkeypatch.setenv("LEARNOPT_COMMIT", "abc1234")
     assert provenance.commit() == "abc1234"
+    monkeypatch.setenv("LEARNOPT_COMMIT", "")
+    assert provenance.commit() is None
 
 
 def test_changed_code_makes_the_commit_dirty_and_new_results_do_not(tmp_path, monkeypatch):
@@ -120,8 +152,13 @@ def test_changed_code_makes_the_commit_dirty_and_new_results_do_not(tmp_path, mo
 
     (tmp_path / "data" / "result").write_text("new")
     assert provenance.commit() == git("rev-parse", "HEAD")
-    (tmp_path / "lib" / "file").write_text("new")
-    assert provenance.commit() == git("rev-parse", "HEAD") + "+dirty"
+    monkeypatch.setenv("LEARNOPT_COMMIT", "abc1234")
+    assert provenance.commit() == git("rev-parse", "HEAD")
+    for file in ("lib/file", "lib/not_added", "notebooks/file", "pyproject.toml"):
+        (tmp_path / file).write_text("new")
+        assert provenance.commit() == git("rev-parse", "HEAD") + "+dirty"
+        git("add", ".")
+        git("commit", "-q", "-m", file)
 
 
 def test_the_results_folder_is_the_one_of_the_environment_then_of_the_checkout(monkeypatch):
@@ -136,12 +173,31 @@ def test_the_results_folder_is_the_one_of_the_environment_then_of_the_checkout(m
         records.results_root()
 
 
+def test_an_installed_book_has_its_records_beside_its_code(monkeypatch, tmp_path):
+    monkeypatch.delenv("LEARNOPT_RESULTS", raising=False)
+    monkeypatch.setattr(provenance, "checkout", lambda: None)
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    (tmp_path / "results").mkdir()
+    assert records.results_root() == tmp_path / "results"
+
+
+def test_whole_numbers_stay_whole_and_exact(tmp_path):
+    found = records.load(save(tmp_path, metrics={"a": 2**53 + 1, "b": np.int64(3)})).metrics
+    assert found == {"a": 2**53 + 1, "b": 3} and type(found["b"]) is int
+
+
 def test_records_are_found_in_the_order_of_their_numbers(tmp_path):
     for name in ("paper-seed10", "paper-seed2", "quick-seed0"):
         save(tmp_path, name)
     found = records.find(CHAPTER, "paper-*", root=tmp_path)
     assert [record.name for record in found] == ["paper-seed2", "paper-seed10"]
     assert records.find("99_no_such_chapter", root=tmp_path) == []
+
+
+def test_hidden_files_are_no_records(tmp_path):
+    path = save(tmp_path)
+    (path.parent / ".copy.json").write_text(path.read_text())
+    assert records.paths(CHAPTER, root=tmp_path) == [path]
 
 
 def test_saving_again_replaces_the_record_and_leaves_nothing_behind(tmp_path):
@@ -241,6 +297,11 @@ def test_what_is_no_record_is_refused_before_anything_is_written(tmp_path, chang
         (lambda raw: raw.update(provenance=None), "'provenance' is not known"),
         (lambda raw: raw.update(format=2), "'format'"),
         (lambda raw: raw.update(name="paper-seed1"), "'name'"),
+        (lambda raw: raw.update(chapter="04_other"), "'chapter'"),
+        (lambda raw: raw["provenance"].update(content=[]), "'provenance.content' must be dict"),
+        (lambda raw: raw["provenance"]["versions"].pop("torch"), "must name torch's"),
+        (lambda raw: raw["metrics"].update({"a b": 1.0}), "'a b'"),
+        (lambda raw: raw.update(preset="\ud800"), "not the JSON of a record"),
         (lambda raw: raw["metrics"].update(a="seventy"), "'metrics.a'"),
         (lambda raw: raw["metrics"].update(a=True), "'metrics.a'"),
         (lambda raw: raw["metrics"].update(a=[]), "'metrics.a'"),
@@ -263,6 +324,20 @@ def test_a_file_that_is_no_record_is_refused(tmp_path, text):
     path = save(tmp_path)
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(RecordError, match="paper-seed0.json.*(restore|delete)"):
+        records.load(path)
+
+
+def test_a_number_too_large_for_a_float_is_refused_and_not_read_as_infinity(tmp_path):
+    path = save(tmp_path)
+    path.write_text(path.read_text().replace("72.5", "1e999"))
+    with pytest.raises(RecordError, match="1e999 is not JSON"):
+        records.load(path)
+
+
+def test_a_record_too_large_to_be_one_is_not_read(tmp_path):
+    path = save(tmp_path)
+    path.write_text(path.read_text() + " " * 1_000_000)
+    with pytest.raises(RecordError, match="larger than 1000000 bytes"):
         records.load(path)
 
 

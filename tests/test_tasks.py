@@ -192,6 +192,25 @@ def test_torchs_default_start_has_torchs_bounds(task, module):
         assert ours.std().item() == pytest.approx(bound / 3**0.5, rel=4 * 0.45 / n_draws**0.5)
 
 
+@pytest.mark.parametrize("task, std", [(tasks.mlp([784, 20, 10]), 1e-3), (tasks.conv_net(), 0.1)])
+def test_weights_start_with_their_documented_spread_where_none_is_asked_for(task, std):
+    drawn = task.layout.views(task.init(generator(0, "init")))["layer0.weight"]
+    assert drawn.std().item() == pytest.approx(std, rel=4 / (2 * drawn.numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("task", [tasks.quadratic(), tasks.mlp([12, 5, 3]), tasks.conv_net()])
+def test_a_task_is_in_single_precision_where_nothing_else_is_asked_for(task):
+    assert task.init(generator(0, "init")).dtype == torch.float32
+    if task.batches:
+        assert {leaf.dtype for leaf in task.batches(generator(0, "run"), 1)[0]} == {torch.float32}
+
+
+def test_the_hidden_units_are_sigmoids_where_nothing_else_is_asked_for():
+    task, theta = tasks.mlp([1, 1, 1]), torch.tensor([1.0, 2.0, 1.0, 0.0])  # weight, bias, twice
+    logit = task.predict(theta, torch.tensor([[-2.0], [1.0]]))
+    assert logit.flatten().tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-3))])
+
+
 def test_two_streams_start_at_two_points_and_one_stream_at_one():
     task = tasks.mlp([12, 5, 3])
     first = task.init(generator(0, "init", 0))

@@ -70,6 +70,22 @@ def test_a_step_that_is_not_judged_costs_no_extra_loss():
     assert len(calls) == 4
 
 
+def test_first_order_drops_the_slope_of_the_gradient_and_keeps_that_of_the_weight_decay():
+    # w <- w - lr (g + w / 2), g = 3 w, at lr 0.1: w = 2, 1.3, 0.845. With g held constant
+    # dw / dlr = -(3 + 1/2) 2 = -7 after one step, then -7 (1 - 0.1 / 2) - (3 + 1/2) 1.3 = -11.2.
+    task, opt = _parabola(), optimizers.decayed(optimizers.sgd())
+    centre = torch.zeros(1, dtype=F64)
+    carry = unroll.start(task, opt, task.init(None))
+    step = unroll.make_step(task, opt, second_order=False)
+
+    def end(lr):
+        phi = {"lr": lr, "weight_decay": 0.5}
+        return unroll.run(step, phi, carry, [Feed(centre)] * 2)[0].theta.sum()
+
+    lr = torch.tensor(0.1, dtype=F64)
+    assert end(lr).item() == pytest.approx(0.845) and grad(end)(lr).item() == pytest.approx(-11.2)
+
+
 def test_a_run_records_before_each_step():
     task, opt = _parabola(), optimizers.sgd()
     feeds = [Feed(torch.zeros(1, dtype=F64))] * 3
@@ -125,6 +141,20 @@ def test_other_seeds_and_streams_give_other_runs():
         unroll.draw_runs(task, 2, 1, seed=0, stream="validation").theta,
     ]
     assert torch.cat(thetas).unique(dim=0).shape == (6, 3)
+
+
+def test_the_start_and_the_data_of_a_run_have_each_their_own_named_stream():
+    runs = unroll.draw_runs(tasks.quadratic(n=3, start_std=1.0), 2, 1, seed=4)
+    for k in range(2):
+        start, data = (seeding.generator(4, "test", part, k) for part in ("init", "batches"))
+        assert torch.equal(runs.theta[k], torch.randn(3, generator=start))
+        assert torch.equal(runs.batches[k][0][0], torch.randn(3, 3, generator=data))
+
+
+def test_batches_are_stacked_anew_where_one_run_alone_moves_on():
+    still, first, second = torch.arange(3.0)
+    runs = unroll.Runs(torch.zeros(2, 1), [[still, still], [first, second]])
+    assert [feed.train.tolist() for feed in runs.feeds()] == [[0, 1], [0, 2]]
 
 
 def test_a_batch_that_stays_the_same_is_stacked_once():
