@@ -1,5 +1,7 @@
 """Products are torch's, up to rounding, whichever library makes them."""
 
+import re
+
 import pytest
 import torch
 
@@ -42,7 +44,12 @@ def test_float64_is_always_torchs_own(library):
     assert torch.equal(matmul.matmul(a, b), a @ b)
 
 
-def test_intels_processors_take_the_library_that_is_made_for_them():
-    assert not matmul._is_faster("Intel(R) Xeon(R) Processor @ 2.00GHz")
-    assert not matmul._is_faster("Apple M3")
-    assert matmul._is_faster("AMD EPYC 7B12") == matmul.HAS_ONEDNN
+def test_oneDNN_is_taken_where_it_is_faster():
+    assert not matmul._is_faster("Intel(R) Xeon(R) Processor @ 2.00GHz", "AVX512")
+    assert not matmul._is_faster("Apple M3", "DEFAULT")
+    assert not matmul._is_faster("AMD EPYC 7B13", "AVX2")
+    assert matmul._is_faster("AMD EPYC 9B14", "AVX512") == matmul.HAS_ONEDNN
+
+
+def test_torch_names_the_instructions_as_the_choice_expects():
+    assert re.fullmatch(r"[A-Z0-9_ ]+", torch.backends.cpu.get_cpu_capability())

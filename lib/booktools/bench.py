@@ -183,7 +183,7 @@ def main() -> None:
         kept = {"matmul": {k: digits(v) for k, v in rates.items()}, "works": entries}
         kept |= {"peers": versions(), "provenance": origin}
         packages.keep(arguments.write.parent, provenance.installed())
-        runs[origin["device_name"]] = kept
+        runs[f"{origin['device_name']}, {torch.backends.cpu.get_cpu_capability()}"] = kept
         text = json.dumps(runs, indent=1, allow_nan=False) + "\n"
         atomic.write({arguments.write: text.encode()})
         costs_page.write()

@@ -3,7 +3,8 @@
     python -m booktools.costs_page      write book/costs.md from bench.json and checks.json
 
 `make bench` does it too. The files, of data/results, have a run for each kind of processor, by its
-name. Every number of the page is from them; the texts say what bounds a work and hold none.
+name (in bench.json also by the vector instructions that torch uses there). Every number of the page
+is from them; the texts say what bounds a work and hold none.
 """
 
 import json
@@ -86,7 +87,7 @@ suffix sums of the gradients, and writes into buffers that it made once
 ([the derivation](api.md)). It takes the coordinates in chunks, so that what one operation of a step
 leaves to the next is in the processor's cache. What the way back reads is not: each step has
 written it long before, and it comes from main memory. With 20 units to a layer the products are
-narrow. On the Intel processor, where oneDNN is no faster than BLAS, the lead is smaller.""",
+narrow. Where oneDNN is no faster than BLAS, the lead is smaller.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory. But what goes back through many steps shrinks on the way, and in a long window with an LSTM
@@ -176,7 +177,8 @@ def _machines(bench: dict) -> str:
         cells = [f"{rate / 1e9:.0f}" if rate else "none" for rate in rates]
         rows.append(f"| {name} | {' | '.join(cells)} |")
         versions = ", ".join(f"{peer} {version}" for peer, version in run["peers"].items())
-        runs.append(f"- {provenance.line(run['provenance'])}; {versions or 'no other library'}.")
+        told = provenance.line(run["provenance"])
+        runs.append(f"- {name}: {told}; {versions or 'no other library'}.")
     return "\n".join([*rows, "", "The runs, one for each kind of processor:", "", *runs, ""])
 
 

@@ -11,10 +11,11 @@ SMALL = 1 << 21  # multiplications below which the call itself costs more than i
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a ``(m, k)`` @ b ``(k, n)``, without gradient.
 
-    In float32 on AMD's processors, oneDNN does these narrow products (m = 80, k = 20 to 40) about
-    twice as fast as the BLAS that torch links, which is Intel's; on Intel's processors that one is
-    faster by a quarter and more. oneDNN is reached through an operator that is private to torch:
-    where it is missing, on other processors and devices and for other types, this is ``a @ b``.
+    In float32 on AMD's processors with AVX-512, oneDNN does these narrow products (m = 80, k = 20
+    to 40) about twice as fast as the BLAS that torch links. That one is Intel's, and leaves AVX-512
+    to Intel's processors; there, and on AMD's with AVX2 only, it is the faster. oneDNN is reached
+    through an operator that is private to torch: where it is missing, on other processors and
+    devices and for other types, this is ``a @ b``.
     """
     return onednn(a, b.T) if _worth_it(a, b.shape[1]) else a @ b
 
@@ -49,9 +50,9 @@ def _has_onednn() -> bool:
     return bool((made == 3).all())
 
 
-def _is_faster(processor: str) -> bool:
-    return HAS_ONEDNN and "AMD" in processor
+def _is_faster(processor: str, instructions: str) -> bool:
+    return HAS_ONEDNN and "AMD" in processor and instructions.startswith("AVX512")
 
 
 HAS_ONEDNN = _has_onednn()
-_FASTER = _is_faster(provenance.device_name("cpu"))
+_FASTER = _is_faster(provenance.device_name("cpu"), torch.backends.cpu.get_cpu_capability())
