@@ -18,7 +18,7 @@ FLOORS = [
     {"hypergrad", "lstm_window", "mlp_products"},
     set("meta_train baselines noisy_quadratic smd smd_mlp surface".split())
     | {"oho", "oho_mlp", "oho_original"},
-    {"curriculum", "oho_module"},
+    {"curriculum", "oho_guards", "oho_module"},
     {"figures", "interactive", "oho_tuners"},
     {"oho_deep"},
 ]

@@ -16,7 +16,7 @@ def digits():
 
 
 def test_all_arms_of_a_scan_start_from_the_same_network_and_then_part(digits):
-    for experiment in ("reset", "batch"):
+    for experiment in oho_scans.EXPERIMENTS:
         found = {
             arm: oho_scans.run(digits, 0, *how, **FEW)
             for arm, how in oho_scans.arms(experiment).items()
@@ -25,7 +25,8 @@ def test_all_arms_of_a_scan_start_from_the_same_network_and_then_part(digits):
         assert len(starts) == 1
         ends = {tuple(rates[:, -1].tolist()) for _, rates in found.values()}
         # 24 steps: forgetting after 100 or 1,000 is never forgetting
-        assert len(ends) == len(found) - 2 * (experiment == "reset")
+        same = {"reset": 2, "guards": 2}
+        assert len(ends) == len(found) - same.get(experiment, 0)
 
 
 def test_a_reset_at_every_step_is_hypergradient_descent(digits):
@@ -41,16 +42,16 @@ def test_a_fixed_rate_stays(digits):
     torch.testing.assert_close(rates, torch.tensor(oho_scans.FIXED)[:, None].expand(2, 3))
 
 
-@pytest.mark.parametrize("experiment", ["reset", "batch"])
+@pytest.mark.parametrize("experiment", oho_scans.EXPERIMENTS)
 def test_a_record_has_all_arms_and_what_broke_is_said(digits, experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(oho_scans, "META_RATE", 1e4)
     found = records.load(oho_scans.record(digits, experiment, 3, tmp_path, **FEW))
     assert found.name == f"paper-scan-{experiment}-seed3"
     assert {name.split("_", 1)[1] for name in found.curves} == set(oho_scans.arms(experiment))
-    first = "never" if experiment == "reset" else "batch10"
-    assert found.metrics[f"broke_{first}_lr01"]
-    if experiment == "batch":
-        assert not found.metrics["broke_fixed_lr001"]
+    broke = {"reset": "never_lr01", "batch": "batch10_lr01", "guards": "plain_lr05"}
+    assert found.metrics[f"broke_{broke[experiment]}"]
+    stays = {"batch": "fixed_lr001", "guards": "log_lr0001"}
+    assert experiment == "reset" or not found.metrics[f"broke_{stays[experiment]}"]
     assert (found.parameters["n_epochs"], found.parameters["hidden"]) == (2, [8])
 
 

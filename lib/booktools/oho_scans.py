@@ -1,10 +1,13 @@
-"""Figures 6B and 10 on MNIST, beside chapter 12: how large a validation batch, how long a memory.
+"""Scans on MNIST, beside chapter 12: memory, size of a validation batch, guards.
 
     python -m booktools.oho_scans --seeds 0 1 2
 
-The paper has both on CIFAR-10 alone, over 300 epochs of a ResNet18; here the network is its MNIST
-one, 784-128-128-128-10, for 10 epochs of 500 steps. Two records a seed take 10 to 20 minutes of one
-CPU core's time. Exit status 2: the data or the folder is not as it must be.
+The network is the paper's for MNIST, 784-128-128-128-10, in epochs of 500 steps. "reset" and
+"batch" are figures 10 and 6B, which the paper has on CIFAR-10 alone; here they are 10 epochs long.
+The two records of a seed take 10 to 20 minutes of one CPU core's time. "guards" is no figure: ways
+to keep the rate from being thrown away, from a start that is too low and one that is too high, for
+50 epochs, since runs of chapter 12 break as late as that; half an hour a seed. Exit status 2: the
+data or the folder is not as it must be.
 """
 
 import sys
@@ -15,32 +18,44 @@ from tqdm.auto import tqdm
 
 from booktools import beside
 from learnopt import datasets, oho, tasks
+from learnopt.oho_guards import Bounded
 from learnopt.oho_mlp import MLP
 from learnopt.seeding import generator
 
 CHAPTER = "12_oho"
-EXPERIMENTS = ("reset", "batch")
-HIDDEN, BATCH, N_EPOCHS, N_STEPS = (128, 128, 128), 100, 10, 500
+EXPERIMENTS = {"reset": 10, "batch": 10, "guards": 50}  # epochs
+HIDDEN, BATCH, N_STEPS = (128, 128, 128), 100, 500
 META_RATE = 1e-4  # of the rate; the decay's is a hundredth, as in the chapter
 RESETS = (1, 10, 100, 1000, 0)  # steps; 0: never. Published: without 10
 JUDGES = (10, 100, 500, 1000)  # images of a validation batch; published: without 10
 STARTS = (0.1, 0.01, 0.001)  # initial rates under OHO, without decay
 FIXED = (0.15, 0.01)  # rates of figure 6B's fixed runs
+LOW_AND_HIGH = (0.001, 0.5)  # initial rates of the guards
+LOG = oho.Rule({"lr": 0.01}, {"lr": (1e-6, 10.0)}, in_log=True, largest=0.02)  # no decay to tune
 
 
 def arms(experiment):
     """name -> (rule, initial rates, images of a validation batch)."""
-    rule = oho.Rule({"lr": META_RATE, "weight_decay": META_RATE / 100})
+    rates = {"lr": META_RATE, "weight_decay": META_RATE / 100}
+    rule = oho.Rule(rates)
     if experiment == "reset":
         return {
             f"reset{every}" if every else "never": (rule._replace(reset_every=every), STARTS, BATCH)
             for every in RESETS
         }
+    if experiment == "guards":
+        rules = {
+            "plain": rule, "slow": oho.Rule({name: rate / 10 for name, rate in rates.items()}),
+            "reset": rule._replace(reset_every=100), "log": LOG,
+            "bounded": Bounded(rates, largest=LOG.largest),
+            "bounded_reset": Bounded(rates, largest=LOG.largest, reset_every=1000),
+        }  # fmt: skip
+        return {name: (rule, LOW_AND_HIGH, BATCH) for name, rule in rules.items()}
     found = {f"batch{size}": (rule, STARTS, size) for size in JUDGES}
     return found | {"fixed": (oho.Rule(rates={}), FIXED, 1)}
 
 
-def run(data, seed, rule, lrs, n_judge, n_epochs=N_EPOCHS, n_steps=N_STEPS, hidden=HIDDEN):
+def run(data, seed, rule, lrs, n_judge, n_epochs, n_steps=N_STEPS, hidden=HIDDEN):
     """Test losses and rates, each ``(n_lrs, n_epochs + 1)``."""
     train = data.x_train.flatten(1), data.y_train
     valid = data.x_valid.flatten(1), data.y_valid
@@ -68,8 +83,9 @@ def run(data, seed, rule, lrs, n_judge, n_epochs=N_EPOCHS, n_steps=N_STEPS, hidd
 
 
 def record(data, experiment, seed, root=None, **size):
-    """Run all arms of a seed, and save the record of an experiment: "reset" or "batch"."""
+    """Run all arms of a seed, and save the record of one of EXPERIMENTS."""
     began, metrics, curves = time.perf_counter(), {}, {}
+    size = {"n_epochs": EXPERIMENTS[experiment]} | size
     for arm, how in tqdm(arms(experiment).items(), desc=f"{experiment}, seed {seed}", leave=False):
         losses, rates = run(data, seed, *how, **size)
         curves |= {f"loss_{arm}": losses, f"rate_{arm}": rates}
@@ -77,9 +93,14 @@ def record(data, experiment, seed, root=None, **size):
             name = f"{arm}_lr{lr:g}".replace(".", "")
             metrics |= {f"loss_{name}": loss[-1].item(), f"rate_{name}": rate.item()}
             metrics[f"broke_{name}"] = int(not (loss < 3).all())
-    told = {"dataset": "mnist", "hidden": list(HIDDEN), "n_epochs": N_EPOCHS, "n_steps": N_STEPS}
-    told |= {"batch_size": BATCH, "meta_rate": META_RATE, "start_lrs": list(STARTS)}
-    told |= {"resets": list(RESETS)} if experiment == "reset" else {"judges": list(JUDGES)}
+    told = {"dataset": "mnist", "hidden": list(HIDDEN), "n_steps": N_STEPS, "batch_size": BATCH}
+    told |= {"meta_rate": META_RATE}
+    told |= {
+        "reset": {"start_lrs": list(STARTS), "resets": list(RESETS)},
+        "batch": {"start_lrs": list(STARTS), "judges": list(JUDGES)},
+        "guards": {"start_lrs": list(LOW_AND_HIGH), "log_rate": LOG.rates["lr"]}
+        | {"largest": LOG.largest},
+    }[experiment]
     name = f"paper-scan-{experiment}"
     return beside.save(CHAPTER, name, seed, began, told | size, metrics, curves, root)
 
