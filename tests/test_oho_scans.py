@@ -6,7 +6,7 @@ import torch
 from booktools import oho_scans
 from learnopt import datasets, records
 
-FEW = {"n_epochs": 2, "n_steps": 12, "hidden": (8,)}
+FEW = oho_scans.Scale("digits", hidden=(8,), n_epochs=2, n_steps=12)
 
 
 @pytest.fixture(scope="module")
@@ -18,40 +18,40 @@ def digits():
 def test_all_arms_of_a_scan_start_from_the_same_network_and_then_part(digits):
     for experiment in oho_scans.EXPERIMENTS:
         found = {
-            arm: oho_scans.run(digits, 0, *how, **FEW)
+            arm: oho_scans.run(digits, 0, *how, FEW)
             for arm, how in oho_scans.arms(experiment).items()
         }
         starts = {losses[0, 0].item() for losses, _ in found.values()}
         assert len(starts) == 1
         ends = {tuple(rates[:, -1].tolist()) for _, rates in found.values()}
         # 24 steps: forgetting after 100 or 1,000 is never forgetting
-        same = {"reset": 2, "guards": 2}
-        assert len(ends) == len(found) - same.get(experiment, 0)
+        same = {"batch": 0}
+        assert len(ends) == len(found) - same.get(experiment, 2)
 
 
 def test_a_reset_at_every_step_is_hypergradient_descent(digits):
     rule, _, n_judge = oho_scans.arms("reset")["reset1"]
-    size = {"n_epochs": 1, "n_steps": 1, "hidden": (8,)}
-    forgetful = oho_scans.run(digits, 0, rule, (0.1,), n_judge, **size)
+    scale = FEW._replace(n_epochs=1, n_steps=1)
+    forgetful = oho_scans.run(digits, 0, rule, (0.1,), n_judge, scale)
     never = oho_scans.arms("reset")["never"][0]
-    assert torch.equal(forgetful[1], oho_scans.run(digits, 0, never, (0.1,), n_judge, **size)[1])
+    assert torch.equal(forgetful[1], oho_scans.run(digits, 0, never, (0.1,), n_judge, scale)[1])
 
 
 def test_a_fixed_rate_stays(digits):
-    _, rates = oho_scans.run(digits, 0, *oho_scans.arms("batch")["fixed"], **FEW)
+    _, rates = oho_scans.run(digits, 0, *oho_scans.arms("batch")["fixed"], FEW)
     torch.testing.assert_close(rates, torch.tensor(oho_scans.FIXED)[:, None].expand(2, 3))
 
 
 @pytest.mark.parametrize("experiment", oho_scans.EXPERIMENTS)
 def test_a_record_has_all_arms_and_what_broke_is_said(digits, experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(oho_scans, "META_RATE", 1e4)
-    found = records.load(oho_scans.record(digits, experiment, 3, tmp_path, **FEW))
+    found = records.load(oho_scans.record(digits, experiment, 3, tmp_path, FEW))
     assert found.name == f"paper-scan-{experiment}-seed3"
     assert {name.split("_", 1)[1] for name in found.curves} == set(oho_scans.arms(experiment))
-    broke = {"reset": "never_lr01", "batch": "batch10_lr01", "guards": "plain_lr05"}
-    assert found.metrics[f"broke_{broke[experiment]}"]
-    stays = {"batch": "fixed_lr001", "guards": "log_lr0001"}
-    assert experiment == "reset" or not found.metrics[f"broke_{stays[experiment]}"]
+    broke = {"reset": "never_lr01", "batch": "batch10_lr01"}.get(experiment, "plain_lr05")
+    assert found.metrics[f"broke_{broke}"]
+    stays = {"reset": None, "batch": "fixed_lr001"}.get(experiment, "log_lr0001")
+    assert not (stays and found.metrics[f"broke_{stays}"])
     assert (found.parameters["n_epochs"], found.parameters["hidden"]) == (2, [8])
 
 
