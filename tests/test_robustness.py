@@ -1,8 +1,10 @@
 """A small count of what `make robustness` does in full: kills, damaged files, names, full disks."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from booktools import bad_data, bad_files, judge, kills, mutations, robustness, storage
@@ -58,6 +60,29 @@ def test_a_long_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
 def test_a_batch_that_is_killed_loses_and_repeats_nothing(tmp_path):
     counts = kills.batches(tmp_path, 1, n_chapters=1, n_seeds=1)
     assert counts["kills"] == 1 and counts["records compared"] >= 1
+
+
+def test_a_folder_that_vanishes_while_it_is_searched_is_passed_over(tmp_path, monkeypatch):
+    for name in ("gone", "here"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        (tmp_path / name / "run" / "starts").touch()
+    scan = os.scandir
+
+    def vanishing(folder):
+        if "gone" in str(folder):
+            raise FileNotFoundError(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert kills._found(tmp_path, "*/*/starts") == [tmp_path / "here" / "run" / "starts"]
+
+
+def test_kills_that_find_a_fault_leave_no_process_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "_read_for", lambda batch, *_: pytest.fail(f"of {batch.pid}"))
+    with pytest.raises(pytest.fail.Exception) as failure:
+        kills.batches(tmp_path, 1, n_chapters=1, n_seeds=1)
+    assert not psutil.pid_exists(int(str(failure.value).split()[-1]))
+    assert not psutil.Process().children(recursive=True)
 
 
 # ---- the judge itself: each of these must be noticed

@@ -7,6 +7,8 @@ Both raise an AssertionError if a finished run is lost or repeated, if a reader 
 if a process outlives a kill, or if the results differ from those of the same work uninterrupted.
 """
 
+import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -64,13 +66,18 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
     beside them, undisturbed.
     """
     _write_book(folder, n_chapters)
+    with contextlib.ExitStack() as at_the_end:
+        return _batches(folder, n_kills, n_chapters, n_seeds, random_seed, at_the_end)
+
+
+def _batches(folder, n_kills, n_chapters, n_seeds, random_seed, at_the_end):
     moments, counts = random.Random(random_seed), Counter()
     started, longest = time.monotonic(), LONGEST_SECONDS
-    whole = _start(folder, "whole", n_seeds)
+    whole = _start(folder, "whole", n_seeds, at_the_end)
     n_rounds = 1
     while counts["kills"] < n_kills:
         before = _finished(folder / f"runs{n_rounds}")
-        batch = _start(folder, f"{n_rounds}", n_seeds)
+        batch = _start(folder, f"{n_rounds}", n_seeds, at_the_end)
         is_early = counts["kills"] % 4 < 2
         seconds = moments.uniform(0, longest if is_early else RUN_SECONDS)
         _read_for(batch, seconds, folder, counts, None if is_early else folder / f"runs{n_rounds}")
@@ -84,7 +91,7 @@ def batches(folder, n_kills, n_chapters=2, n_seeds=3, random_seed=0):
         if whole.poll() is not None and longest == LONGEST_SECONDS:
             longest = max(longest, time.monotonic() - started)  # the machine may be slow
         _assert_kept(before)
-    last = _start(folder, f"{n_rounds}", n_seeds)
+    last = _start(folder, f"{n_rounds}", n_seeds, at_the_end)
     _read_for(last, PATIENCE_SECONDS, folder, counts)
     codes = whole.wait(PATIENCE_SECONDS), last.wait(1)
     assert codes == (0, 0), f"exit codes {codes}: {_complaints(folder)}"
@@ -108,16 +115,18 @@ def _write_book(folder, n_chapters):
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
 
-def _start(folder, name, n_seeds):
-    """A batch as a process that leads a group of its own."""
+def _start(folder, name, n_seeds, at_the_end):
+    """A batch as a process that leads a group of its own; what still runs at the end is killed."""
     seeds = " ".join(map(str, range(n_seeds)))
     command = [sys.executable, "-m", "booktools.batch", "--seeds", seeds, "--jobs", "2",
                "--record", "--runs", f"runs{name}", "--results", f"results{name}"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(folder / "lib"), "OMP_NUM_THREADS": "1"}
     with open(folder / "log", "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
+    at_the_end.callback(lambda: process.poll() is None and _kill(process, everything=True))
+    return process
 
 
 def _kill(process, everything):
@@ -143,10 +152,8 @@ def _read_for(process, seconds, folder, counts, runs=None):
     while process.poll() is None and time.monotonic() < end:
         if end == math.inf and _begun(runs) > begun:
             end = time.monotonic() + seconds
-        for path in [
-            *folder.glob("results*/*/*.json"),
-            *folder.glob("runs*/*/*/*/records/*/*.json"),
-        ]:
+        results = _found(folder, "results*/*/*.json")
+        for path in [*results, *_found(folder, "runs*/*/*/*/records/*/*.json")]:
             try:
                 records.load(path)
                 counts["records read meanwhile"] += 1
@@ -154,6 +161,11 @@ def _read_for(process, seconds, folder, counts, runs=None):
                 # Absent while it is replaced, which a reader takes for no record
                 assert "No such file" in str(error), error
         time.sleep(0.1)
+
+
+def _found(folder, pattern):
+    """The paths that match; unlike Path.glob, this bears a folder that vanishes meanwhile."""
+    return [folder / path for path in glob.glob(pattern, root_dir=folder)]
 
 
 def _complaints(folder):
@@ -164,16 +176,17 @@ def _complaints(folder):
 
 def _finished(runs):
     """What must never change again: {path: bytes} of done.json, and how often the run started."""
-    paths = [p for done in runs.glob("*/*/*/done.json") for p in (done, done.with_name("starts"))]
+    done = _found(runs, "*/*/*/done.json")
+    paths = [path for marker in done for path in (marker, marker.with_name("starts"))]
     return {path: path.read_bytes() for path in paths}
 
 
 def _begun(runs):
-    return sum(path.read_text().count("start") for path in runs.glob("*/*/*/starts"))
+    return sum(path.read_text().count("start") for path in _found(runs, "*/*/*/starts"))
 
 
 def _under_way(runs):
-    folders = [path.parent for path in runs.glob("*/*/*/starts")]
+    folders = [path.parent for path in _found(runs, "*/*/*/starts")]
     return sum(not (folder / "done.json").exists() for folder in folders)
 
 
