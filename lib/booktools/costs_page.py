@@ -87,9 +87,9 @@ suffix sums of the gradients, and writes into buffers that it made once
 ([the derivation](api.md)). It takes the coordinates in chunks, so that what one operation of a step
 leaves to the next is in the processor's cache. What the way back reads is not: each step has
 written it long before, and it comes from main memory. With 20 units to a layer the products are
-narrow. Where oneDNN is no faster than BLAS, the lead is smaller. The step of Adam that follows, on
-the LSTM's 5,301 weights, is the same for every way and is left out: it takes about a thousandth of
-the time.""",
+narrow. Where oneDNN is no faster than BLAS, the lead is smaller. The step of Adam that follows,
+on the LSTM's few thousand weights, is the same for every way and is left out: it takes about a
+thousandth of the time.""",
     "lstm_steps": """\
 Nothing that a step computes depends on the length of the window. What grows with it is the
 memory. But what goes back through many steps shrinks on the way, and in a long window with an LSTM
