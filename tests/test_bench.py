@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from booktools import bench, costs_chart, costs_page, hyper_works, works
+from booktools import bench, costs_chart, costs_page, goals, hyper_works, works
 from booktools.work import Work
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def test_the_page_is_what_the_file_says():
         assert timed == [work for work in every if work in timed]
     runs = [[entry["work"] for entry in run["works"]] for run in kept.values()]
     assert every in runs  # those of other machines may be older than a work
-    assert set(costs_page.WHY) == set(every)
+    assert set(goals.WHY) == set(every)
 
 
 def test_the_chart_has_every_way_and_processor_of_the_file():
@@ -101,8 +101,8 @@ def test_the_chart_has_every_way_and_processor_of_the_file():
 def test_a_goal_is_a_way_that_is_timed():
     for run in json.loads(FILE.read_text()).values():
         for entry in run["works"]:
-            ways = {row["peer"] for row in entry["rows"]} | {costs_page.SHARE}
-            missing = set(costs_page.GOALS.get(entry["work"], ())) - ways
+            ways = {row["peer"] for row in entry["rows"]} | {goals.SHARE}
+            missing = set(goals.GOALS.get(entry["work"], ())) - ways
             assert missing <= {"100 steps, denormals flushed"}  # a run is older than that way
 
 
@@ -163,5 +163,5 @@ def test_a_broken_file_is_refused_before_anything_is_timed(tmp_path, monkeypatch
 
 def test_no_number_of_the_page_is_typed_by_hand():
     # 16 tasks of 20 units, one of three passes, "above 1": what the works are, not what they took
-    typed = set(re.findall(r"\d[\d.,]*", "".join(costs_page.WHY.values()) + costs_page.CHAPTERS))
+    typed = set(re.findall(r"\d[\d.,]*", "".join(goals.WHY.values()) + costs_page.CHAPTERS))
     assert typed <= {"20"}

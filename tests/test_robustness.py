@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from booktools import bad_data, bad_files, judge, kills, mutations, robustness, storage
+from booktools import bad_data, bad_files, judge, kills, long_runs, mutations, robustness, storage
 from learnopt import download
 
 KINDS = [*bad_files.kinds(), *bad_data.kinds()]
@@ -54,7 +54,7 @@ def test_a_full_disk_and_a_read_only_folder_lose_nothing(tmp_path):
 
 
 def test_a_long_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
-    assert kills.long_runs(tmp_path, 1)["kills"] == 1
+    assert long_runs.kill(tmp_path, 1)["kills"] == 1
 
 
 def test_a_batch_that_is_killed_loses_and_repeats_nothing(tmp_path):

@@ -1,15 +1,13 @@
-"""Kills batches and long runs at random moments, takes them up again, and looks for damage.
+"""Kills batches at random moments, takes them up again, and looks for damage.
 
     counts = kills.batches(folder, n_kills=20)     # Counter
-    counts = kills.long_runs(folder, n_kills=5)
 
-Both raise an AssertionError if a finished run is lost or repeated, if a reader meets half a record,
+It raises an AssertionError if a finished run is lost or repeated, if a reader meets half a record,
 if a process outlives a kill, or if the results differ from those of the same work uninterrupted.
 """
 
 import contextlib
 import glob
-import hashlib
 import json
 import math
 import os
@@ -25,7 +23,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from learnopt import meta_train, records, tasks, unroll
+from learnopt import records
 
 LONGEST_SECONDS = 14  # a kill comes at a moment between 0 and this after the start of a batch,
 RUN_SECONDS = 3  # or between 0 and this after the start of a run
@@ -206,52 +204,3 @@ def _results(folder):
         name = str(path.relative_to(folder))
         found |= {name: raw, f"{name} curves": path.with_suffix(".npz").read_bytes()}
     return found
-
-
-# ---- long runs of the library
-
-
-def long_run(folder):
-    """Meta-train on small quadratics with checkpoints; write a digest of all results."""
-    task = tasks.quadratic(3)
-    settings = meta_train.Settings(n_steps=20, n_unroll=5, n_trajectories=40, evaluate_every=1)
-    validation = unroll.draw_runs(task, 4, 20, 0, "validation")
-    (folder / "started").touch()
-    trained = meta_train.train(task, settings, validation, folder / "run.pt")
-    tensors = [*trained.phi.values(), *trained.last_phi.values(), trained.history]
-    digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
-    (folder / "digest").write_text(digest)
-
-
-def long_runs(folder, n_kills, random_seed=0):
-    """Kill long runs until there were n_kills kills: interrupted = uninterrupted, bit for bit."""
-    moments, counts = random.Random(random_seed), Counter()
-    (folder / "long0").mkdir()
-    long_run(folder / "long0")
-    digests, n_rounds = {(folder / "long0" / "digest").read_text()}, 1
-    while counts["kills"] < n_kills or n_rounds < 2:
-        here = folder / f"long{n_rounds}"
-        here.mkdir(exist_ok=True)
-        (here / "started").unlink(missing_ok=True)
-        run = _start_long_run(here)
-        if counts["kills"] < n_kills:
-            try:
-                run.wait(moments.uniform(0, 1))
-            except subprocess.TimeoutExpired:
-                os.killpg(run.pid, signal.SIGKILL)
-                counts["kills"] += 1
-                counts["kills after a checkpoint"] += (here / "run.pt").exists()
-        if run.wait(PATIENCE_SECONDS) == 0:
-            digests.add((here / "digest").read_text())
-            n_rounds += 1
-    assert len(digests) == 1, "an interrupted run differs from an uninterrupted one"
-    return counts | Counter({"runs compared": n_rounds})
-
-
-def _start_long_run(folder):
-    program = "import pathlib; from booktools import kills; kills.long_run(pathlib.Path())"
-    run = subprocess.Popen([sys.executable, "-c", program], cwd=folder, start_new_session=True)
-    while not (folder / "started").exists():
-        assert run.poll() is None, "a long run did not start"
-        time.sleep(0.01)
-    return run

@@ -4,7 +4,7 @@
 
 Prints what was tried and what came of it, and writes it where it is told to. The first thing that
 goes wrong ends it with a traceback: nothing was lost, half loaded or executed otherwise. The
-methods are in kills.py, mutations.py and storage.py.
+methods are in kills.py, long_runs.py, mutations.py and storage.py.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from booktools import bad_data, bad_files, kills, mutations, packages, storage
+from booktools import bad_data, bad_files, kills, long_runs, mutations, packages, storage
 from learnopt import atomic, provenance
 
 
@@ -61,7 +61,7 @@ def faults(n_kills):
         counts["full disk"] = dict(storage.full_disk(full))
         counts["full tmpfs"] = dict(storage.small_disk(small))
         counts["read-only folder"] = dict(storage.read_only(read_only))
-        counts["long runs"] = dict(kills.long_runs(long, (n_kills + 1) // 2))
+        counts["long runs"] = dict(long_runs.kill(long, (n_kills + 1) // 2))
         print(table(counts), flush=True)
         counts["batches"] = dict(kills.batches(batches, n_kills))
     return counts
