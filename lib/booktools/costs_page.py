@@ -4,7 +4,7 @@
 
 `make bench` does it too. The files, of data/results, have a run for each kind of processor, by its
 name (in bench.json also by the vector instructions that torch uses there). Every number of the page
-is from them; the texts say what bounds a work and hold none.
+is from them; the texts of goals.py say what bounds a work and hold none.
 """
 
 import json
