@@ -201,6 +201,7 @@ BAD_INPUT = [
     (["--seeds", "0 -1"], "--seeds '-1': must be a whole number, 0 to 4294967295"),
     (["--seeds", "0 1.0"], "--seeds '1.0': must be a whole number"),
     (["--seeds", "9" * 5000], "must be a whole number"),
+    (["--seeds", "0" * 20 + "9" * 13], "must be a whole number"),
     (["--seeds", " "], "--seeds: is empty"),
     (["--jobs", "0"], "--jobs 0: must be 1 or more"),
     (["--notebooks", "nowhere"], "nowhere: holds no chapter NN_name.ipynb"),
@@ -482,6 +483,14 @@ def test_a_run_that_takes_longer_than_expected_is_said_to(tmp_path):
     plan.write_json(runs[0].folder / plan.DONE, {"seconds": 20.0})
     counts = progress.Counts(finished=frozenset({0}), failed=frozenset(), running={1: 50.0})
     assert progress.line(runs, counts, 1).endswith("failed, 30 s longer than expected")
+
+
+def test_seconds_that_are_no_number_are_not_counted(tmp_path):
+    notebook = chapter_maker.write(tmp_path, "01_small")
+    runs = [plan.make(tmp_path / "runs", notebook, "quick", seed, {}) for seed in range(3)]
+    for run, seconds in zip(runs, (20.0, "x", None), strict=True):
+        plan.write_json(run.folder / plan.DONE, {"seconds": seconds})
+    assert progress.expected_seconds(runs[0]) == 20.0
 
 
 # ---- records

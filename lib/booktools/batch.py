@@ -124,7 +124,7 @@ def _attempt(problems, function, *arguments):
 def _seeds(text):
     seeds = text.split()
     for seed in seeds:
-        if not (seed.isascii() and seed.isdigit() and int(seed[:20]) <= MAX_SEED):
+        if not (seed.isascii() and seed.isdigit() and len(seed) <= 20 and int(seed) <= MAX_SEED):
             raise InputError(f"--seeds {seed!r:.40}: must be a whole number, 0 to {MAX_SEED}")
     if not seeds:
         raise InputError("--seeds: is empty; give at least one, e.g. --seeds 0")

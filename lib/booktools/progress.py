@@ -35,7 +35,8 @@ def expected_seconds(run):
     None if neither is known.
     """
     results = run.folder.parent.glob(f"seed*/{plan.DONE}")
-    seconds = [r["seconds"] for path in results if (r := plan.read_json(path)) and "seconds" in r]
+    found = [(plan.read_json(path) or {}).get("seconds") for path in results]
+    seconds = [value for value in found if isinstance(value, (int, float))]  # of readable files
     return statistics.median(seconds) if seconds else stated_seconds(run)
 
 
