@@ -157,8 +157,8 @@ def test_a_constant_is_drawn_whatever_its_size():
 
 
 def test_whole_numbers_are_shown_with_all_their_digits():
-    figure = make(knobs={"steps": [1000, 1001, 12345]})
-    assert stored(figure)["knobs"] == [["1000", "1001", "12345"]]
+    for steps in ([1000, 1001, 12345], np.array([1000, 1001, 12345])):
+        assert stored(make(knobs={"steps": steps}))["knobs"] == [["1000", "1001", "12345"]]
 
 
 def test_the_live_version_draws_at_once_and_again_at_every_move():

@@ -67,7 +67,8 @@ def curves(
     """The middle of many runs and their spread. runs: label -> ``(n_runs, n_steps)``.
 
     band "se": mean and one standard error of it to each side. band "quartiles": median and the
-    middle half of the runs. The legend says which, and of how many runs.
+    middle half of the runs. The legend says which, and of how many runs. Raises ValueError for
+    another band.
     """
     if band not in BANDS:
         raise ValueError(f"band {band!r} is not one of {sorted(BANDS)}")

@@ -17,6 +17,7 @@ import html
 import json
 from collections.abc import Callable
 from itertools import product
+from numbers import Integral
 from typing import NamedTuple
 
 import ipywidgets as widgets
@@ -203,7 +204,7 @@ def _notes(notes, counts) -> list[str]:
 
 
 def _shown(value) -> str:
-    return str(value) if isinstance(value, str | int) else f"{value:.3g}"
+    return str(value) if isinstance(value, str | Integral) else f"{value:.3g}"
 
 
 def _array(values) -> np.ndarray:
