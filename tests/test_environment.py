@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import test_floors
 import yaml
 
 import learnopt
@@ -95,6 +96,16 @@ def test_the_reference_shows_every_module_of_the_library():
     shown = re.findall(r"automodule:: learnopt\.(\w+)", (ROOT / "book" / "api.md").read_text())
     modules = {path.stem for path in (ROOT / "lib" / "learnopt").glob("*.py")} - {"__init__"}
     assert sorted(shown) == sorted(modules)
+
+
+def test_the_reference_shows_each_module_on_its_floor():
+    page = (ROOT / "book" / "api.md").read_text()
+    headings = re.findall(r"^##+ (?:Floor (\d+)|(\w+)$)", page, re.M)
+    floor, shown = None, {}
+    for number, module in headings:
+        floor = int(number) if number else floor
+        shown |= {module: floor} if module else {}
+    assert shown == test_floors.FLOOR
 
 
 def test_make_help_lists_every_target():

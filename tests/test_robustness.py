@@ -105,6 +105,7 @@ def refuse(message):
     [
         ("something is wrong; restore it", "the file is not named"),
         ("{}/x: something is wrong", "no remedy"),
+        ("{}/run.pt: something is wrong", "no remedy"),
         ("{}/x: restore it" + "x" * 5000, "too long"),
     ],
 )

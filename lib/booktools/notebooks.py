@@ -67,11 +67,11 @@ def run(arguments):
     if arguments.jobs < 1:
         raise InputError(f"--jobs {arguments.jobs}: must be 1 or more")
     picked = chapters.pick(arguments.notebooks, arguments.chapters)
-    before = {path: path.read_text("utf-8") for path in picked}
-    todo = [
+    todo = [  # reads them, and says what is wrong with one that is damaged
         (path, arguments.target / arguments.preset / path.name, _values(path, arguments.preset))
         for path in picked
     ]
+    before = {path: path.read_text("utf-8") for path in picked}
     n_failed = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
         futures = {pool.submit(_apart, *job): job for job in todo}
@@ -116,9 +116,9 @@ def _execute(source, target, values):
 
 def store(executed, chapter, before):
     """Write the outputs into the chapter, whose text was `before`; say what came of it."""
-    if chapter.read_text("utf-8") != before:
-        return f"{NOT_STORED} the chapter was edited while it ran"
     try:
+        if chapter.read_text("utf-8") != before:
+            return f"{NOT_STORED} the chapter was edited while it ran"
         text = normalise.text(normalise.normalise(chapters.read(executed)))
         if text == before:
             return "unchanged"

@@ -6,17 +6,32 @@ Run from the root of the book. A chapter goes into the book's execution cache, w
 nbval received, once each of its cells has passed; any other is left for the book to execute.
 """
 
+import contextlib
 import copy
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from booktools import execution_cache
+from booktools import execute, execution_cache
 
 MISSED = "unhandled iopub msg"  # printed by nbval for a message that it drops: an output is lost
 
 _passed = defaultdict(dict)  # of each notebook's collector: its cells, and the seconds they took
+
+
+def pytest_configure(config):
+    """Let nbval's kernels talk through socket files: two workers that start one at the same time
+    may choose the same TCP port, and one kernel dies."""
+    from nbval import kernel
+
+    folders, manager = contextlib.ExitStack(), kernel.KernelManager
+    config.add_cleanup(folders.close)
+
+    def private(**given):
+        return manager(config=folders.enter_context(execute.private_sockets()), **given)
+
+    kernel.KernelManager = private
 
 
 def pytest_sessionstart(session):

@@ -119,8 +119,9 @@ def train(
     ends with infinity.
 
     ``checkpoint``: a folder; each stage has its own two files there. They know the settings of
-    their stage and not the stages before it, ``trajectory`` or ``start``: give each curriculum a
-    folder of its own. Raises checkpoints.CheckpointError where a file is damaged or missing.
+    their stage, and not the stages before it, the task, ``validation``, ``trajectory`` or
+    ``start``: give each curriculum a folder of its own. Raises checkpoints.CheckpointError where a
+    file is damaged or missing.
     """
     results, phi = [], start
     for k, (n_steps, n_trajectories) in enumerate(stages):

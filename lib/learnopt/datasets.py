@@ -134,7 +134,7 @@ def split(n, sizes, generator):
 
 
 def pool(x, k):
-    """Means of the k x k blocks of images (..., H, W): (..., H / k, W / k). Raises ValueError."""
+    """Means of k x k blocks of images (..., H, W): (..., H/k, W/k). ValueError unless k fits."""
     if x.shape[-1] % k or x.shape[-2] % k:
         raise ValueError(f"images of {tuple(x.shape[-2:])} do not divide into {k} x {k} blocks")
     return x.unflatten(-1, (-1, k)).unflatten(-3, (-1, k)).mean((-3, -1))

@@ -53,7 +53,7 @@ class Layout:
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The inverse of ``views``: named ``(..., *shape)`` to one ``(..., n)``.
 
-        Raises ValueError for other names than the layout's.
+        Raises ValueError for other names than the layout's. Shapes are not checked.
         """
         if tensors.keys() != self.shapes.keys():
             raise ValueError(f"expected tensors {list(self.shapes)}, got {list(tensors)}")

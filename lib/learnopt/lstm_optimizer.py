@@ -41,7 +41,7 @@ def init_phi(inputs: str, generator: torch.Generator, dtype=torch.float32) -> di
     """Draw the weights from U(-1/sqrt(20), 1/sqrt(20)): 5,221 numbers (raw) or 5,301.
 
     Names and shapes are those of two torch.nn.LSTMCell and one Linear; the four gate blocks of a
-    ``(80, ...)`` tensor are i, f, g, o.
+    ``(80, ...)`` tensor are i, f, g, o. Raises KeyError for inputs that are not in N_INPUTS.
     """
     bound = 1 / math.sqrt(N_HIDDEN)
     shapes = {}
@@ -200,7 +200,8 @@ def _problem(found: dict[str, np.ndarray]) -> str | None:
 def save(path, phi, inputs: str, out_scale: float, about: str) -> None:
     """Write a trained optimizer for ``load``: float32 arrays, about 25 kB, no pickle.
 
-    Raises OptimizerError where the file cannot be written.
+    Raises OptimizerError where the file cannot be written. Not noticed here is what ``load``
+    refuses: numbers that are not finite, an out_scale of 0, a name that does not end in .npz.
     """
     content = io.BytesIO()
     leaves = {name: leaf.detach().float().numpy() for name, leaf in phi.items()}

@@ -137,8 +137,8 @@ def train(
 ) -> Trained:
     """Meta-train from ``settings.seed`` and keep the phi with the lowest validation score.
 
-    ``trajectory`` replaces ``one_trajectory``, ``start`` is a phi to go on from; a
-    checkpoint does not know them, so give it another name for each.
+    ``trajectory`` replaces ``one_trajectory``, ``start`` is a phi to go on from. A checkpoint knows
+    the settings, not these, the task or ``validation``: give it another name for each.
 
     The score is the loss summed over the steps of ``validation`` and averaged over its runs (the
     thesis' sum100). Training stops early where phi or its gradient is no longer finite (the history

@@ -41,7 +41,7 @@ class Moments(NamedTuple):
 
 
 def chebyshev(n: int, condition: float) -> Tensor:
-    """Curvatures ``(n,)`` from 1/condition to 1, flat to steep: Chebyshev nodes, in float64."""
+    """Curvatures ``(n,)`` inside [1/condition, 1], flat to steep: Chebyshev nodes, float64."""
     angles = (2 * torch.arange(n, 0, -1, dtype=torch.float64) - 1) * math.pi / (2 * n)
     return (1 + 1 / condition) / 2 + (1 - 1 / condition) / 2 * angles.cos()
 
@@ -165,7 +165,7 @@ def greedy(model: Model, with_momentum: bool = False) -> Callable:
 def receding(model: Model, horizon: int, n_steps: int, max_lr: float = MAX_LR) -> Callable:
     """At every step, the constant rate that is best for the next ``horizon`` steps; no momentum.
 
-    Horizon 1 is ``greedy``; plans end with the run. A grid refined twice, to 0.1 %. For one run.
+    As ``greedy`` for horizon 1; plans end with the run. For one run. max_lr: below 2 / curvature.
     """
 
     def policy(t, moments):
@@ -181,7 +181,7 @@ def receding(model: Model, horizon: int, n_steps: int, max_lr: float = MAX_LR) -
 
 
 def tune(model: Model, moments: Moments, n_steps: int, lrs, momenta=(0.0,), factors=(1.0,)):
-    """The (lr, momentum, factor) of a grid for which ``decaying`` ends lowest after n_steps."""
+    """The (lr, momentum, factor) of a grid for which ``decaying`` ends lowest (n_steps > 1)."""
     lrs, found = torch.as_tensor(lrs, dtype=moments.square.dtype), []
     begin = Moments(*(moment.expand(len(lrs), -1) for moment in moments))
     for momentum, factor in itertools.product(momenta, factors):

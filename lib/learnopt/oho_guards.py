@@ -18,9 +18,9 @@ from learnopt import oho
 class Bounded(oho.Rule):
     """``oho.Rule`` whose meta-step changes the rate "lr" by at most the share ``largest`` of it.
 
-    A slope that is NaN moves nothing. The other knobs move as they do under ``oho.Rule``: a weight
-    decay that starts at 0 has no share to move by. Not for ``in_log=True``, where ``largest``
-    bounds the exponent already.
+    A rate outside its limits comes back by that share a step. A slope that is NaN moves nothing.
+    The other knobs move as they do under ``oho.Rule``: a weight decay that starts at 0 has no share
+    to move by. Not for ``in_log=True``, where ``largest`` bounds the exponent already.
     """
 
     def update(self, phi: oho.Phi, slopes: oho.Phi) -> oho.Phi:

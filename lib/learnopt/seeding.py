@@ -1,8 +1,9 @@
 """Independent random streams, by name.
 
-Every random draw of the book comes from ``generator(seed, *names)``. Two different names give
-unrelated streams, so adding a draw in one place does not move the numbers of another, and two
-optimizers that ask for the same names see the same functions (common random numbers).
+Every random draw of the book comes from ``generator(seed, *names)``. Two different names (joined by
+"/": "a/b" is also "a", "b") give unrelated streams, so adding a draw in one place does not move the
+numbers of another, and two optimizers that ask for the same names see the same functions (common
+random numbers).
 """
 
 import hashlib

@@ -103,6 +103,7 @@ def slopes(step: Callable, phi: Phi, carry, feeds: Sequence, mode: str | Callabl
     """d loss at the end / d phi for each member, each ``(m,)``, and the losses ``(m,)``.
 
     mode: of MODES, or a fast path, ``(phi, carry, feeds) -> (slopes, losses)``, as ``smd_mlp``.
+    Raises KeyError for another name.
     """
     if callable(mode):
         return mode(phi, carry, feeds)

@@ -43,12 +43,12 @@ def losses_at(
     """Losses ``(len(horizons), n)`` of n schedules, each run from ``theta`` ``(n_theta,)``.
 
     phis: name -> ``(n,)``. ``score(theta)`` is the loss of one run, or k numbers: then the result
-    is ``(len(horizons), n, k)``. ``rate(phi, t)`` gives the learning rates ``(n,)`` of step t, to
-    find those that no longer move. With a checkpoint, an interrupted pass goes on where it was. It
-    knows the horizons and the number of schedules; ``parameters`` must name all else that tells one
-    pass from another: schedules, start, batches. Raises checkpoints.CheckpointError where they
-    differ. ``train`` is the step of all runs, if there is a faster one than vmap's, as
-    ``smd_mlp.train``. On a CPU.
+    is ``(len(horizons), n, k)``. No horizon twice. ``rate(phi, t)`` gives the learning rates
+    ``(n,)`` of step t, to find those that no longer move. With a checkpoint, an interrupted pass
+    goes on where it was. It knows the horizons and the number of schedules; ``parameters`` must
+    name all else that tells one pass from another: schedules, start, batches. Raises
+    checkpoints.CheckpointError where they differ. ``train`` is the step of all runs, if there is a
+    faster one than vmap's, as ``smd_mlp.train``. On a CPU.
     """
     (n,) = next(iter(phis.values())).shape
     begin = unroll.start(task, opt, theta)

@@ -140,7 +140,8 @@ def losses(task: Task, opt: Optimizer, phi, runs: Runs) -> Tensor:
 def grid_losses(task: Task, opt: Optimizer, phis, runs: Runs) -> Tensor:
     """``losses`` for a stack of phis: ``(n_phis, n_runs, n_steps)``, in one batched pass.
 
-    Raises ValueError where the leaves of ``phis`` are stacks of different lengths.
+    Raises ValueError where the leaves of ``phis`` are stacks of different lengths, and IndexError
+    where one is no stack.
     """
     (n_phis,) = {leaf.shape[0] for leaf in phis.values()}
     step = vmap(make_step(task, opt), in_dims=(None, 0, PER_RUN))
