@@ -55,7 +55,7 @@ test: $(STAMP) ## style, the chapters' form, the tests, and every cell of every 
 	$(PY) -m ruff check .
 	$(PY) -m booktools.notebooks check
 	$(PY) -m pytest $(NOTEBOOKS) tests --ignore tests/test_site.py -n $(WORKERS) \
-	    --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-kernel-startup-timeout 300 \
+	    --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
 	    -p booktools.share_executions -rs --junitxml=$(REPORTS)/test.xml
 
 browser: $(STAMP) ## drive the built site in headless Chromium (installs Chromium where it can)

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from booktools import chapters, form, normalise
+from booktools import chapters, form, normalise, notebooks
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -242,6 +242,19 @@ def test_a_preset_that_is_missing_is_refused_before_anything_runs(tmp_path):
     result = run("--notebooks", tmp_path, "run", "--preset", "smoke", "--target", tmp_path / "out")
     assert result.returncode == 2 and "no preset 'smoke'" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_chapter_that_is_no_text_is_refused_before_anything_runs(tmp_path):
+    chapter_maker.write(tmp_path, "01_small").write_bytes(b"\xff\xfe")
+    result = run("--notebooks", tmp_path, "run", "--target", tmp_path / "out")
+    assert result.returncode == 2 and "01_small.ipynb" in result.stderr
+    assert "Traceback" not in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_chapter_that_is_gone_when_its_outputs_come_is_reported(tmp_path):
+    executed = chapter_maker.write(tmp_path, "01_small")
+    said = notebooks.store(executed, tmp_path / "gone.ipynb", "before")
+    assert said.startswith(notebooks.NOT_STORED) and "gone.ipynb" in said
 
 
 # ---- the normalised form

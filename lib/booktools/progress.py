@@ -36,7 +36,7 @@ def expected_seconds(run):
     """
     results = run.folder.parent.glob(f"seed*/{plan.DONE}")
     found = [(plan.read_json(path) or {}).get("seconds") for path in results]
-    seconds = [value for value in found if isinstance(value, (int, float))]  # of readable files
+    seconds = [value for value in found if isinstance(value, (int, float))]
     return statistics.median(seconds) if seconds else stated_seconds(run)
 
 

@@ -21,10 +21,10 @@ _passed = defaultdict(dict)  # of each notebook's collector: its cells, and the 
 
 
 def pytest_configure(config):
-    """Let nbval's kernels talk through socket files: two workers that start one at the same time
-    may choose the same TCP port, and one kernel dies."""
+    """Let nbval start its kernels as ``execute`` does: with sockets of their own, and patiently."""
     from nbval import kernel
 
+    config.option.nbval_kernel_startup_timeout = execute.START_SECONDS
     folders, manager = contextlib.ExitStack(), kernel.KernelManager
     config.add_cleanup(folders.close)
 

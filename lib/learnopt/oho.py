@@ -99,8 +99,8 @@ def train(learner, rule, phi, theta, draw, n_epochs, look, factor=None, checkpoi
     epoch and at the end. ``parameters`` tells one run's checkpoint from another's, and must name
     n_epochs where that may shrink: a checkpoint of more epochs is returned as it is. Returns phi,
     the state and the n_epochs + 1 looks. An interrupted run goes on where it was, bit for bit, on a
-    CPU: a checkpoint is loaded there. Raises
-    checkpoints.CheckpointError for a damaged checkpoint, another's, or looks that cannot be saved.
+    CPU: a checkpoint is loaded there. Raises checkpoints.CheckpointError for a damaged checkpoint,
+    another's, or looks that cannot be saved.
     """
     state, seen, begun = learner.start(theta), [], 0
     _, spec = tree_flatten((phi, state))
